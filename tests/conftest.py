@@ -1,0 +1,28 @@
+"""What every test runs under: CPU, eight fake devices, strict types."""
+
+import os
+
+os.environ.setdefault('JAX_PLATFORMS', 'cpu')
+_FLAGS = {
+  '--xla_force_host_platform_device_count': '8',
+  # Compiling is most of what tests do, and their programs are small.
+  '--xla_backend_optimization_level': '0',
+}
+for flag, value in _FLAGS.items():
+  if flag not in os.environ.get('XLA_FLAGS', ''):
+    os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} {flag}={value}'
+
+import jax  # noqa: E402 - reads the environment
+import pytest  # noqa: E402
+
+jax.config.update('jax_numpy_rank_promotion', 'raise')
+# Programs in flight together can take each other's threads while they wait in a
+# collective: eight fake devices on two cores then hang.
+jax.config.update('jax_cpu_enable_async_dispatch', False)
+
+
+@pytest.fixture
+def x64():
+  """Float64 in the test, so that a factor of 1/B cannot hide in rounding."""
+  with jax.enable_x64(True):
+    yield
