@@ -1,0 +1,1 @@
+"""One decoder for every family, the families as configs, and their checkpoints."""
