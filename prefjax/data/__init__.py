@@ -1,0 +1,1 @@
+"""From records on disk to token ids: sources, tokenizers, prepared data."""
