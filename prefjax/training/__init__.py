@@ -1,0 +1,1 @@
+"""Training: state, steps, checkpoints, metrics and the run's folder."""

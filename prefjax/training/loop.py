@@ -1,0 +1,278 @@
+"""The offline loop: step, log, evaluate, save, and go on where a killed run stopped."""
+
+from collections.abc import Callable, Mapping
+import contextlib
+import dataclasses
+import math
+from pathlib import Path
+import signal
+import time
+from typing import Any
+
+import jax
+import numpy as np
+
+from prefjax.data.pipeline import Batches
+from prefjax.errors import InputError, Preempted, TrainingError
+from prefjax.training import metrics as metrics_lib
+from prefjax.training.checkpoints import Checkpoints
+from prefjax.training.mesh import place_batch
+from prefjax.training.metrics import MetricWriter, PhaseClock
+from prefjax.training.monitor import Compilations
+from prefjax.training.progress import Progress
+from prefjax.training.step import State, Step, hyper, initial_state
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Plan:
+  """How long to train, and how often to log, evaluate and save, in steps."""
+
+  steps: int
+  log_every: int = 1
+  eval_every: int = 100
+  save_every: int = 100
+  keep: int = 2
+  best: str = ''  # an evaluation metric by which one more checkpoint is kept
+  profile_from: int = 0  # 0 profiles nothing
+  profile_steps: int = 3
+
+  def __post_init__(self):
+    for field in dataclasses.fields(self):
+      if field.type is not int:
+        continue
+      least = 0 if field.name == 'profile_from' else 1
+      if getattr(self, field.name) < least:
+        raise InputError(
+          f'train.{field.name} must be at least {least}, '
+          f'got {getattr(self, field.name)}.'
+        )
+
+
+@dataclasses.dataclass(kw_only=True)
+class Loop:
+  """One run of an offline objective in a folder; `run` starts or resumes it.
+
+  Attributes:
+    folder: where metrics, checkpoints and, on failure, a batch go.
+    held_out: batches to evaluate on, or None.
+    flops: floating-point operations of an update on a batch; for the log alone.
+    peak: FLOP/s of the machine; for the log alone.
+  """
+
+  step: Step
+  batches: Batches
+  plan: Plan
+  folder: Path
+  clock: PhaseClock
+  description: str
+  held_out: Batches | None = None
+  flops: Callable[[Any], float] = lambda batch: 0.0
+  peak: float = math.inf
+  say: Callable[[str], None] = print
+  wandb_project: str | None = None
+
+  def run(self, params: Any) -> tuple[Any, dict[str, float]]:
+    """The trained parameters and the last evaluation. `params` is not consumed."""
+    self._hyper = hyper(self.step.objective, self.step.optimizer)
+    self._last: dict[str, float] = {}
+    self._profiling = False
+    with contextlib.ExitStack() as stack:
+      saver = stack.enter_context(
+        Checkpoints(
+          self.folder / 'checkpoints',
+          keep=self.plan.keep,
+          best=self.plan.best or None,
+          mode='min' if self.plan.best.endswith('loss') else 'max',
+        )
+      )
+      state, start = self._start(saver, params)
+      if start < self.plan.steps:
+        state = self._train(stack, saver, state, start)
+    return state['params'], self._last
+
+  def _start(self, saver: Checkpoints, params: Any) -> tuple[State, int]:
+    with self.clock('checkpoint'):
+      state = initial_state(params, self.step.optimizer)
+      if self.step.mesh is not None:
+        sharding = jax.sharding.NamedSharding(self.step.mesh, jax.P())
+        state = jax.device_put(state, sharding)
+      found = saver.restore(state)
+      start = 0 if found is None else found.step
+      for note in () if found is None else found.notes:
+        self.say(note)
+      metrics_lib.truncate(self.folder, -1 if found is None else start)
+      if found is not None:
+        state, self._last = found.state, found.metadata.get('evaluation', {})
+        self.say(f'{self.description}: going on from step {start}')
+    return state, start
+
+  def _train(self, stack, saver, state, start):
+    writer = stack.enter_context(
+      MetricWriter(
+        self.folder,
+        purge_step=start + 1 if start else None,
+        wandb_project=self.wandb_project,
+      )
+    )
+    progress = stack.enter_context(Progress(self.plan.steps, self.description))
+    stop = stack.enter_context(_stop_signal())
+    compiled = Compilations()
+    stack.callback(compiled.stop)
+    log = _Log(self, writer, progress, compiled)
+    if start == 0 and self.held_out is not None:
+      self._evaluate(writer, state, 0)
+    for n in range(start, self.plan.steps):
+      self._profile(n)
+      with self.clock('data'):
+        host = self.batches.at(n)
+        batch = [self._place(part) for part in host]
+      with self.clock('train'):
+        state, metrics = self.step.update(state, batch, self._hyper)
+        # The numbers of the step before are read while this one runs.
+        log.take(n + 1, metrics, host)
+      self._settle(saver, writer, log, state, n + 1, stop.is_set())
+    self._profile(None)
+    return state
+
+  def _settle(self, saver, writer, log, state, step, stopped):
+    """Evaluates and saves where that is due, and leaves where it was asked to.
+
+    All that belongs to a step is written before its checkpoint: a resume keeps what
+    was written up to the checkpoint and nothing else.
+    """
+    done = step == self.plan.steps
+    evaluates = self.held_out is not None and (done or step % self.plan.eval_every == 0)
+    saves = done or stopped or step % self.plan.save_every == 0
+    if evaluates or saves:
+      log.drain()
+    if evaluates:
+      self._evaluate(writer, state, step)
+    if saves:
+      self._save(saver, state, step, evaluates)
+    if stopped and not done:
+      saver.wait()
+      raise Preempted(f'{self.description}: stopped by SIGTERM; step {step} is saved.')
+    if evaluates or saves:
+      log.resume()
+
+  def _place(self, batch):
+    return batch if self.step.mesh is None else place_batch(batch, self.step.mesh)
+
+  def _evaluate(self, writer, state, step):
+    with self.clock('evaluate'):
+      held_out = (self._place(batch) for _, batch in self.held_out.once())
+      values = self.step.evaluate(state['params'], list(held_out), self._hyper)
+      self._last = {f'eval/{name}': value for name, value in values.items()}
+      writer.write(step, self._last)
+
+  def _save(self, saver, state, step, evaluated):
+    with self.clock('checkpoint'):
+      saver.save(
+        step,
+        state,
+        metadata={'evaluation': self._last},
+        metrics=self._last if evaluated else None,
+      )
+
+  def _profile(self, n: int | None) -> None:
+    first = self.plan.profile_from
+    if n is not None and first and n == first:
+      jax.profiler.start_trace(str(self.folder / 'profile'))
+      self._profiling = True
+    elif self._profiling and (n is None or n == first + self.plan.profile_steps):
+      jax.profiler.stop_trace()
+      self._profiling = False
+
+
+class _Log:
+  """Reads a step's numbers one step late, so that the device never waits."""
+
+  def __init__(self, loop: Loop, writer, progress, compiled):
+    self.loop, self.writer, self.progress = loop, writer, progress
+    self.compiled, self.pending = compiled, None
+    self.start = time.perf_counter()
+
+  def take(self, step: int, metrics: Mapping[str, Any], batch: Any) -> None:
+    self.drain()
+    now = time.perf_counter()
+    self.pending = (step, metrics, batch, now - self.start)
+    self.start = now
+
+  def resume(self) -> None:
+    """Starts the clock of a step anew, after something that is no step."""
+    self.start = time.perf_counter()
+
+  def drain(self) -> None:
+    if self.pending is None:
+      return
+    (step, metrics, batch, seconds), self.pending = self.pending, None
+    values = {name: float(x) for name, x in jax.device_get(metrics).items()}
+    self._check(step, values, batch)
+    tokens = sum(_tokens(part) for part in batch)
+    flops = sum(self.loop.flops(part) for part in batch)
+    values['tokens'] = float(tokens)
+    values['time/tokens_per_s'] = tokens / seconds
+    values['time/mfu'] = flops / seconds / self.loop.peak
+    values['time/compilations'] = float(self.compiled.count)
+    values['time/compile_seconds'] = self.compiled.seconds
+    self.progress.update(step, values)
+    plan = self.loop.plan
+    if step == 1 or step % plan.log_every == 0 or step == plan.steps:
+      phases = self.loop.clock.seconds().items()
+      self.writer.write(
+        step, values | {f'time/{name}_seconds': s for name, s in phases}
+      )
+
+  def _check(self, step, values, batch):
+    wrong = [name for name in ('loss', 'grad_norm') if not math.isfinite(values[name])]
+    if wrong:
+      path = self.loop.folder / f'not_finite_{step}.npz'
+      _save_batch(path, batch)
+      raise TrainingError(
+        f'{self.loop.description}: {" and ".join(wrong)} of step {step} is not '
+        f'finite ({", ".join(f"{n}={values[n]}" for n in wrong)}). Its batch is '
+        f'saved in {path}; the last checkpoint is from before it. A smaller '
+        f'learning rate or optimizer.clip_norm may help.'
+      )
+
+
+def _tokens(batch) -> int:
+  """Real tokens that a micro-batch runs over; a shared prompt counts once."""
+  prompts = batch.prompt_length[np.asarray(batch.weight).any(axis=1)]
+  return int(prompts.sum() + batch.response_length.sum())
+
+
+def _save_batch(path: Path, batch) -> None:
+  arrays = {
+    f'{i}/{field.name}': np.asarray(getattr(part, field.name))
+    for i, part in enumerate(batch)
+    for field in dataclasses.fields(part)
+    if getattr(part, field.name) is not None
+  }
+  np.savez(path, **arrays)
+
+
+@contextlib.contextmanager
+def _stop_signal():
+  """Sets a flag on SIGTERM, where this thread may install a handler."""
+  flag = _Flag()
+  try:
+    before = signal.signal(signal.SIGTERM, lambda *_: flag.set())
+  except ValueError:  # Only the main thread may; elsewhere nothing is caught.
+    yield flag
+    return
+  try:
+    yield flag
+  finally:
+    signal.signal(signal.SIGTERM, before)
+
+
+class _Flag:
+  def __init__(self):
+    self._on = False
+
+  def set(self) -> None:
+    self._on = True
+
+  def is_set(self) -> bool:
+    return self._on

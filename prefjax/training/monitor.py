@@ -1,0 +1,90 @@
+"""What a run costs: compilations, floating-point operations, share of the peak."""
+
+import dataclasses
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from prefjax.models.config import DecoderConfig
+from prefjax.types import PreferenceBatch
+
+# Dense matmul peaks in FLOP/s at bfloat16, from the makers' data sheets.
+_PEAKS = {
+  'TPU v4': 275e12,
+  'TPU v5 lite': 197e12,
+  'TPU v5': 459e12,
+  'TPU v6 lite': 918e12,
+  'NVIDIA A100': 312e12,
+  'NVIDIA H100': 989e12,
+  'NVIDIA H200': 989e12,
+}
+_COMPILED = '/jax/core/compile/backend_compile_duration'
+
+
+@dataclasses.dataclass
+class Compilations:
+  """Counts compilations from now on, with their seconds, until `stop`."""
+
+  count: int = 0
+  seconds: float = 0.0
+
+  def __post_init__(self):
+    jax.monitoring.register_event_duration_secs_listener(self._listen)
+
+  def stop(self) -> None:
+    """Counts no more."""
+    jax.monitoring.unregister_event_duration_listener(self._listen)
+
+  def _listen(self, event: str, duration: float, **_: Any) -> None:
+    if event == _COMPILED:
+      self.count += 1
+      self.seconds += duration
+
+
+def training_flops(config: DecoderConfig, batch: PreferenceBatch) -> float:
+  """FLOPs that one update needs: three forwards' worth, padding not counted.
+
+  A forward takes 2 FLOPs a weight and token (prompts once, the head on response
+  tokens alone) and 4 n h a layer for every query-key pair that attention sees.
+  Counted analytically: a compiler's own count takes a scanned layer once.
+  """
+  prompt = np.where(batch.weight.any(axis=1), batch.prompt_length, 0)
+  prompt = prompt.astype(np.float64)
+  response = np.asarray(batch.response_length, np.float64)
+  tokens = prompt.sum() + response.sum()
+  heads = config.num_heads * config.head_dim
+  keys = config.num_kv_heads * config.head_dim
+  gates = 3 if config.mlp.endswith('gated') else 2
+  layer = config.width * (2 * heads + 2 * keys + gates * config.mlp_width)
+  head = config.width * config.vocab_size
+  seen = (prompt * (prompt + 1) / 2).sum() + (
+    response * prompt[:, None] + response * (response + 1) / 2
+  ).sum()
+  forward = 2 * config.num_layers * (layer * tokens + 2 * heads * seen)
+  return 3 * (forward + 2 * head * response.sum())
+
+
+def peak_flops(dtype: str) -> float:
+  """The matmul peak of all devices together, FLOP/s: known, or measured here."""
+  device = jax.devices()[0]
+  # The longest matching name counts: `TPU v5 lite` is no `TPU v5`.
+  for kind in sorted(_PEAKS, key=len, reverse=True):
+    if device.device_kind.startswith(kind):
+      return jax.device_count() * _PEAKS[kind]
+  return jax.device_count() * _measured(dtype)
+
+
+def _measured(dtype: str, size: int = 1024, repeats: int = 3) -> float:
+  x = jnp.ones((size, size), dtype)
+  multiply = jax.jit(jnp.matmul)
+  multiply(x, x).block_until_ready()
+  seconds = []
+  for _ in range(repeats):
+    start = time.perf_counter()
+    multiply(x, x).block_until_ready()
+    seconds.append(time.perf_counter() - start)
+  # Fake devices share one processor, so that each has its part of the peak.
+  return 2 * size**3 / min(seconds) / jax.device_count()

@@ -1,0 +1,216 @@
+"""One step for every method: gradients of an objective, exact under accumulation."""
+
+from collections.abc import Callable, Mapping, Sequence
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from prefjax import logprobs
+from prefjax.errors import InputError
+from prefjax.objectives import Objective
+from prefjax.training.mesh import replicated
+from prefjax.training.optimizers import Optimizer
+from prefjax.types import Head, Mean, Outputs, PreferenceBatch
+
+State = dict[str, Any]  # {'params', 'optimizer', 'step'}: nested dicts of arrays
+Hyper = Mapping[str, Mapping[str, Any]]
+
+
+def initial_state(params: Any, optimizer: Optimizer) -> State:
+  """A training state that shares no buffer with `params`: a step donates it."""
+  params = jax.tree.map(jnp.copy, params)
+  return {
+    'params': params,
+    'optimizer': optimizer.build().init(params),
+    'step': jnp.zeros((), jnp.int32),
+  }
+
+
+def hyper(objective: Objective, optimizer: Optimizer) -> Hyper:
+  """The traced numbers, all as arrays of one type, so that a sweep compiles once."""
+  numbers = {'objective': objective.numbers, 'optimizer': optimizer.numbers}
+  dtype = jax.dtypes.canonicalize_dtype(float)
+  return jax.tree.map(lambda x: jnp.asarray(x, dtype), numbers)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Step:
+  """The jitted functions of one objective on one model.
+
+  Attributes:
+    want: quantities formed for metrics beside what the objective needs.
+    mesh: where batches are sharded over `data`; None for one device.
+    chunk: tokens a chunk of the log-prob op.
+  """
+
+  forward: Callable[..., tuple[jax.Array, Head]]  # a `Forward`
+  objective: Objective
+  optimizer: Optimizer
+  mesh: jax.sharding.Mesh | None = None
+  want: Sequence[str] = ()
+  chunk: int = 512
+
+  def update(
+    self, state: State, batches: Sequence[PreferenceBatch], hyper: Hyper
+  ) -> tuple[State, dict[str, jax.Array]]:
+    """One optimiser step on the micro-batches of one global batch.
+
+    The state is donated. Metrics are those of the whole batch, with `loss`,
+    `grad_norm` and `learning_rate`.
+    """
+    if len(batches) == 1:
+      return self._fused(state, batches[0], hyper)
+    if self.objective.couples_batch:
+      raise InputError(
+        f'{self.objective.name} couples the responses of a batch and cannot be '
+        f'accumulated: raise data.max_tokens until a batch is one micro-batch.'
+      )
+    weight = functools.reduce(jnp.add, (self._weigh(batch, hyper) for batch in batches))
+    carry = self._start(state['params'], batches[0], weight, hyper)
+    for batch in batches:
+      carry = self._accumulate(carry, state['params'], batch, weight, hyper)
+    return self._apply(state, carry, hyper)
+
+  def evaluate(
+    self, params: Any, batches: Sequence[PreferenceBatch], hyper: Hyper
+  ) -> dict[str, float]:
+    """The metrics of any number of micro-batches together, `loss` among them."""
+    merged = None
+    for batch in batches:
+      means = self._measure(params, batch, hyper)
+      merged = means if merged is None else _add(merged, means)
+    return {name: float(value) for name, value in _values(merged).items()}
+
+  def score(self, params: Any, batch: PreferenceBatch) -> Outputs:
+    """What a forward gives on a batch, as constants."""
+    return self._score(params, batch)
+
+  def memory(self, state: State, batch: PreferenceBatch, hyper: Hyper) -> Any:
+    """The compiler's account of an update on one micro-batch, in bytes a device.
+
+    Shapes will do; nothing is allocated.
+    """
+    return self._fused.lower(state, batch, hyper).compile().memory_analysis()
+
+  def outputs(self, params: Any, batch: PreferenceBatch) -> Outputs:
+    """The forward and everything that the objective and the metrics read of it."""
+    hidden, head = self.forward(params, batch)
+    wanted = {'logps', *self.want, *self.objective.needs}
+    return logprobs.from_hidden(
+      hidden[:, :, :-1],
+      head,
+      batch.responses,
+      batch.mask,
+      want=[name for name in logprobs.QUANTITIES if name in wanted],
+      chunk=self.chunk,
+      mesh=self.mesh,
+    )
+
+  @functools.cached_property
+  def _fused(self) -> Callable:
+    def fused(state, batch, hyper):
+      grads, means = self._gradient(state['params'], batch, None, hyper)
+      return self._advance(state, grads, means, hyper)
+
+    return self._jit(fused, donate=(0,))
+
+  @functools.cached_property
+  def _start(self) -> Callable:
+    """Zeros in the shape of what a micro-batch adds."""
+
+    def start(params, batch, weight, hyper):
+      shapes = jax.eval_shape(self._gradient, params, batch, weight, hyper)
+      return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+
+    return self._jit(start)
+
+  @functools.cached_property
+  def _accumulate(self) -> Callable:
+    def accumulate(carry, params, batch, weight, hyper):
+      return _add(carry, self._gradient(params, batch, weight, hyper))
+
+    return self._jit(accumulate, donate=(0,))
+
+  @functools.cached_property
+  def _apply(self) -> Callable:
+    def apply(state, carry, hyper):
+      return self._advance(state, *carry, hyper)
+
+    # No output could take the gradients' buffers, and jax warns of such a gift.
+    return self._jit(apply, donate=(0,))
+
+  @functools.cached_property
+  def _weigh(self) -> Callable:
+    """The loss's denominators on a micro-batch; they depend on the batch alone."""
+
+    def weigh(batch, hyper):
+      nothing = jnp.zeros(batch.mask.shape)
+      names = (field.name for field in dataclasses.fields(Outputs))
+      outputs = Outputs(**dict.fromkeys(names, nothing))
+      loss_fn = self.objective.build(hyper['objective'])
+      return loss_fn(outputs, batch)[0].weight
+
+    return self._jit(weigh)
+
+  @functools.cached_property
+  def _measure(self) -> Callable:
+    def measure(params, batch, hyper):
+      outputs = self.outputs(params, batch)
+      loss, means = self.objective.build(hyper['objective'])(outputs, batch)
+      return means | {'loss': loss}
+
+    return self._jit(measure)
+
+  @functools.cached_property
+  def _score(self) -> Callable:
+    return jax.jit(self.outputs)
+
+  def _jit(self, function, donate=()):
+    # Fixed output shardings: a step's output is the next one's input, and another
+    # sharding there would compile the step again.
+    if self.mesh is None:
+      return jax.jit(function, donate_argnums=donate)
+    whole = replicated(self.mesh)
+    return jax.jit(function, donate_argnums=donate, out_shardings=whole)
+
+  def _gradient(self, params, batch, weight, hyper):
+    """Gradients in the accumulation dtype, and the means of this micro-batch."""
+
+    def loss_fn(params):
+      outputs = self.outputs(params, batch)
+      loss, means = self.objective.build(hyper['objective'])(outputs, batch)
+      return loss.value(weight), means | {'loss': loss}
+
+    grads, means = jax.grad(loss_fn, has_aux=True)(params)
+    return jax.tree.map(_wide, grads), means
+
+  def _advance(self, state, grads, means, hyper):
+    transform = self.optimizer.build(hyper['optimizer'])
+    grad_norm = optax.tree.norm(grads)
+    updates, inner = transform.update(grads, state['optimizer'], state['params'])
+    metrics = _values(means) | {
+      'grad_norm': grad_norm,
+      'learning_rate': self.optimizer.rate(state['step'], hyper['optimizer']),
+    }
+    new = {
+      'params': optax.apply_updates(state['params'], updates),
+      'optimizer': inner,
+      'step': state['step'] + 1,
+    }
+    return new, metrics
+
+
+def _wide(x):
+  return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+def _add(a, b):
+  return jax.tree.map(jnp.add, a, b)
+
+
+def _values(means: Mapping[str, Mean]) -> dict[str, Any]:
+  return {name: mean.value() for name, mean in sorted(means.items())}
