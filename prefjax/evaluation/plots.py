@@ -1,0 +1,244 @@
+"""The plots of a report, as bytes of PNG that depend on the numbers alone."""
+
+from collections.abc import Mapping
+import io
+import itertools
+from typing import NamedTuple
+
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+import numpy as np
+
+from prefjax.evaluation.statistics import Estimate
+
+# Okabe and Ito: told apart under every common colour blindness, and in print.
+BLUE, ORANGE, GREEN, PURPLE = '#0072B2', '#D55E00', '#009E73', '#CC79A7'
+_INK, _GRID = '#333333', '#dddddd'
+_COLOURS = (BLUE, ORANGE)
+_SMOOTH_FROM = 200  # points; more of them are drawn with a moving mean
+_WINDOWS = 50  # of the moving mean, in the length of a run
+
+
+class Panel(NamedTuple):
+  """One plot of metrics over steps: its lines, its axis, its caption."""
+
+  name: str
+  title: str
+  axis: str
+  lines: Mapping[str, str]  # metric -> label
+  caption: str
+  level: float | None = None  # a value to compare with, drawn dashed
+
+
+PANELS = (
+  Panel(
+    'loss',
+    'Loss',
+    'loss (unit of the objective)',
+    {'loss': 'loss'},
+    'The mean loss of an update, in the unit of the objective.',
+  ),
+  Panel(
+    'margin',
+    'Margin',
+    'margin (unit of the reward)',
+    {'margin': 'margin'},
+    "The chosen response's implicit reward less the rejected one's, mean over "
+    'pairs, in the unit of the reward; the reference has 0.',
+    0.0,
+  ),
+  Panel(
+    'accuracy',
+    'Accuracy',
+    'accuracy (share of pairs)',
+    {'accuracy': 'accuracy'},
+    'The share of pairs whose margin is above 0; guessing has 0.5.',
+    0.5,
+  ),
+  Panel(
+    'drift',
+    'Log-prob drift',
+    'drift (nats a response)',
+    {'chosen_drift': 'chosen', 'rejected_drift': 'rejected'},
+    'How far the log-probability of chosen and of rejected responses has moved '
+    'from the reference, in nats a response; below 0 is less likely.',
+    0.0,
+  ),
+  Panel(
+    'reward',
+    'Implicit reward',
+    'reward (unit of the reward)',
+    {'chosen_reward': 'chosen', 'rejected_reward': 'rejected'},
+    'The implicit rewards whose difference is the margin, in the unit of the '
+    'reward; the reference has 0.',
+    0.0,
+  ),
+  Panel(
+    'kl',
+    'KL to the reference',
+    'KL (nats a response)',
+    {'kl_to_reference': 'KL'},
+    'The estimated divergence from the reference, in nats a response.',
+    0.0,
+  ),
+  Panel(
+    'gradient_coefficient',
+    'Gradient coefficient',
+    'coefficient (no unit)',
+    {'gradient_coefficient': 'coefficient'},
+    'The mean weight of a pair in the gradient, without a unit; 0.5 at the '
+    'reference, towards 0 as pairs are learnt.',
+    0.5,
+  ),
+  Panel(
+    'entropy',
+    'Entropy',
+    'entropy (nats a token)',
+    {'entropy': 'entropy'},
+    'The mean entropy of the next-token distribution, in nats a token.',
+  ),
+  Panel(
+    'grad_norm',
+    'Gradient norm',
+    'global norm (no unit)',
+    {'grad_norm': 'norm'},
+    'The global norm of the gradient before clipping, without a unit.',
+  ),
+  Panel(
+    'learning_rate',
+    'Learning rate',
+    'learning rate (a step)',
+    {'learning_rate': 'rate'},
+    'The learning rate of an update.',
+  ),
+)
+
+
+class Series(NamedTuple):
+  """One metric over steps."""
+
+  steps: np.ndarray
+  values: np.ndarray
+
+
+def over_steps(panel: Panel, series: Mapping[str, Series]) -> bytes | None:
+  """The panel as a PNG; None where the run logged none of its metrics.
+
+  Training is a line, thin under a moving mean where there are many points; what
+  is held out (`eval/`) is a line with markers.
+  """
+  figure, axes = _axes(panel.title, 'step (updates)', panel.axis)
+  drawn = False
+  for (name, label), colour in zip(panel.lines.items(), _COLOURS, strict=False):
+    suffix = '' if len(panel.lines) == 1 else f', {label}'
+    if name in series:
+      _draw_train(axes, series[name], f'train{suffix}', colour)
+      drawn = True
+    if f'eval/{name}' in series:
+      held_out = GREEN if len(panel.lines) == 1 else colour
+      _draw_held_out(axes, series[f'eval/{name}'], f'held out{suffix}', held_out)
+      drawn = True
+  if not drawn:
+    return None
+  if panel.level is not None:
+    axes.axhline(panel.level, color=_INK, linewidth=0.8, linestyle=(0, (4, 4)))
+  axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
+  _legend(axes)
+  return _png(figure)
+
+
+def _draw_train(axes, series, label, colour):
+  steps, values = series
+  if len(values) < _SMOOTH_FROM:
+    alone = 'o' if len(values) == 1 else None
+    axes.plot(steps, values, color=colour, linewidth=1.4, marker=alone, label=label)
+    return
+  axes.plot(steps, values, color=colour, linewidth=0.6, alpha=0.3)
+  # An odd window, so that it has a step in its middle.
+  window = len(values) // _WINDOWS // 2 * 2 + 1
+  label = f'{label} (mean of {window})'
+  smooth = moving_mean(series, window)
+  axes.plot(*smooth, color=colour, linewidth=1.6, label=label)
+
+
+def moving_mean(series: Series, window: int) -> Series:
+  """The mean of `window` values around each step that has so many around it."""
+  half = window // 2
+  kernel = np.full(window, 1 / window)
+  mean = np.convolve(series.values, kernel, mode='valid')
+  return Series(series.steps[half : half + len(mean)], mean)
+
+
+def _draw_held_out(axes, series, label, colour):
+  style = {'linewidth': 1.2, 'linestyle': '--', 'marker': 'o', 'markersize': 4}
+  axes.plot(*series, color=colour, markerfacecolor='white', label=label, **style)
+
+
+def reward_kl_plane(
+  points: Mapping[str, tuple[Estimate, Estimate]],
+  frontier: Mapping[str, np.ndarray] | None,
+) -> bytes:
+  """Policies by name as (KL, reward), and the frontier, as a PNG.
+
+  The frontier is `kl`, `reward` and, where known, `reward_se`; nothing is drawn
+  where an entry is not a number.
+  """
+  figure, axes = _axes(
+    'Reward against KL', 'KL to the reference (nats a response)', 'reward'
+  )
+  if frontier is not None:
+    _draw_frontier(axes, **frontier)
+  styles = itertools.cycle(itertools.product('osD', (BLUE, ORANGE, GREEN, PURPLE)))
+  for (name, (kl, reward)), (marker, colour) in zip(
+    points.items(), styles, strict=False
+  ):
+    axes.errorbar(
+      kl.mean,
+      reward.mean,
+      xerr=kl.standard_error or None,
+      yerr=reward.standard_error or None,
+      color=colour,
+      marker=marker,
+      markersize=6,
+      linestyle='none',
+      capsize=3,
+      # matplotlib hides labels with a leading `_` and reads `$` as mathematics.
+      label=name.lstrip('_').replace('$', r'\$'),
+    )
+  _legend(axes)
+  return _png(figure)
+
+
+def _draw_frontier(axes, kl, reward, reward_se=None):
+  axes.plot(kl, reward, color=_INK, linewidth=1.4, label='frontier')
+  if reward_se is not None:
+    low, high = reward - reward_se, reward + reward_se
+    axes.fill_between(kl, low, high, color=_INK, alpha=0.15, linewidth=0)
+
+
+def _axes(title, x, y):
+  # A Figure of its own, not pyplot: no backend is chosen for the whole process.
+  figure = Figure(figsize=(5.6, 3.4), dpi=160, layout='constrained')
+  axes = figure.add_subplot()
+  axes.set_title(title, loc='left', fontsize=11, color=_INK)
+  axes.set_xlabel(x, fontsize=9, color=_INK)
+  axes.set_ylabel(y, fontsize=9, color=_INK)
+  axes.tick_params(labelsize=8, colors=_INK, length=3, width=0.6)
+  axes.grid(color=_GRID, linewidth=0.6)
+  axes.set_axisbelow(True)
+  for side, spine in axes.spines.items():
+    spine.set_visible(side in ('left', 'bottom'))
+    spine.set_linewidth(0.6)
+    spine.set_color(_INK)
+  return figure, axes
+
+
+def _legend(axes):
+  axes.legend(fontsize=8, frameon=False, labelcolor=_INK)
+
+
+def _png(figure):
+  buffer = io.BytesIO()
+  # matplotlib's name and version would differ where the numbers do not.
+  figure.savefig(buffer, format='png', metadata={'Software': None})
+  return buffer.getvalue()

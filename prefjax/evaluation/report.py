@@ -1,0 +1,155 @@
+"""The report of a run: plots and one page, made from the run's folder."""
+
+from collections.abc import Mapping, Sequence
+import json
+from pathlib import Path
+import shutil
+from typing import Any
+
+import numpy as np
+
+from prefjax.errors import InputError
+from prefjax.evaluation import page, plots
+from prefjax.evaluation.plots import Series
+from prefjax.evaluation.statistics import Estimate
+from prefjax.training import metrics
+
+_HELD_OUT = 'eval/'
+_CLOCK = 'time/'
+_PLANE_CAPTION = (
+  'The reward of each policy against its divergence from the reference in nats'
+  ' a response, with one standard error; the line is the best that any policy'
+  ' can have at that divergence, the band its standard error.'
+)
+
+
+def write_report(
+  workdir: Path,
+  *,
+  title: str,
+  points: Mapping[str, tuple[Estimate, Estimate]] | None = None,
+  frontier: Mapping[str, np.ndarray] | None = None,
+  table: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None,
+  notes: Sequence[str] = (),
+) -> Path:
+  """Writes `report/` with PNG plots and `index.html`; returns the page's path.
+
+  The same folder and arguments give the same bytes.
+
+  Args:
+    workdir: a run's folder, with `metrics.jsonl` and `config.json`.
+    title: of the page.
+    points: policies by name as (KL in nats a response, reward); the reference
+      is one of them, at KL 0.
+    frontier: `kl`, `reward` and `reward_se` of the best policies, where drawn.
+    table: results to show above the summary of the metrics, by name, or rows of
+      several columns.
+    notes: sentences for the end of the page.
+  """
+  series = _series(_rows(workdir / 'metrics.jsonl'))
+  images = _images(series, points, frontier)
+  temporary = workdir / 'report.tmp'
+  shutil.rmtree(temporary, ignore_errors=True)
+  temporary.mkdir()
+  for name, (png, _, _) in images.items():
+    (temporary / f'{name}.png').write_bytes(png)
+  sections = _sections(workdir, series, list(images.values()), table, notes)
+  text = page.render(title, sections)
+  (temporary / 'index.html').write_text(text, encoding='utf-8')
+  return _put_in_place(temporary, workdir / 'report') / 'index.html'
+
+
+def _put_in_place(temporary, folder):
+  # A folder cannot replace another in one step, so a kill between these renames
+  # leaves no report; never half of one.
+  old = folder.with_name(folder.name + '.old')
+  shutil.rmtree(old, ignore_errors=True)
+  if folder.exists():
+    folder.rename(old)
+  temporary.rename(folder)
+  shutil.rmtree(old, ignore_errors=True)
+  return folder
+
+
+def _rows(path):
+  if not path.exists():
+    raise InputError(f'A report is made from {path}, which does not exist.')
+  return metrics.read(path)
+
+
+def _series(rows):
+  names = sorted({name for row in rows for name in row} - {'step'})
+  series = {}
+  for name in names:
+    found = [(row['step'], row[name]) for row in rows if name in row]
+    steps, values = zip(*found, strict=True)
+    series[name] = Series(np.array(steps), np.array(values))
+  return series
+
+
+def _images(series, points, frontier):
+  """(PNG, title, caption) by file name."""
+  images = {}
+  if points or frontier is not None:
+    png = plots.reward_kl_plane(points or {}, frontier)
+    images['plane'] = (png, 'Reward against KL', _PLANE_CAPTION)
+  for panel in plots.PANELS:
+    png = plots.over_steps(panel, series)
+    if png is not None:
+      images[panel.name] = (png, panel.title, panel.caption)
+  return images
+
+
+def _sections(workdir, series, images, table, notes):
+  if isinstance(table, Mapping):
+    table = [{'result': name, 'value': value} for name, value in table.items()]
+  sections = [page.section('Results', page.table(table))] if table else []
+  metrics = {n: s for n, s in series.items() if not n.startswith(_CLOCK)}
+  clock = {n: s for n, s in series.items() if n.startswith(_CLOCK)}
+  if metrics:
+    sections.append(page.section('Summary', page.table(_summary(metrics))))
+  if images:
+    sections.append(page.section('Plots', page.plots(images)))
+  if notes:
+    sections.append(page.section('Notes', page.bullets(notes)))
+  sections.append(page.section('Run', *_run(workdir)))
+  if clock:
+    rows = [
+      {'field': name.removeprefix(_CLOCK), 'last': float(found.values[-1])}
+      for name, found in clock.items()
+    ]
+    sections.append(page.section('Time', page.table(rows)))
+  return sections
+
+
+def _summary(series):
+  names = dict.fromkeys(name.removeprefix(_HELD_OUT) for name in series)
+  rows = []
+  for name in names:
+    row: dict[str, Any] = {'metric': name}
+    for kind, found in (
+      ('train', series.get(name)),
+      ('held out', series.get(_HELD_OUT + name)),
+    ):
+      ends = (None, None) if found is None else found.values[[0, -1]].tolist()
+      row[f'{kind}, first'], row[f'{kind}, last'] = ends
+    rows.append(row)
+  rows.sort(key=lambda row: row['metric'])
+  return rows
+
+
+def _run(workdir):
+  path = workdir / 'config.json'
+  if not path.exists():
+    return []
+  stored = json.loads(path.read_text())
+  labels = {
+    'config': 'Resolved config',
+    'environment': 'Environment',
+    'fingerprints': 'Fingerprints of data and tokenizer',
+  }
+  return [
+    page.folded(label, stored[part])
+    for part, label in labels.items()
+    if stored.get(part)
+  ]

@@ -1,0 +1,73 @@
+"""Means with their standard errors: no number of a comparison goes without."""
+
+from typing import NamedTuple
+
+from jaxtyping import Float
+import numpy as np
+
+from prefjax.errors import InputError
+
+
+class Estimate(NamedTuple):
+  """A mean and its standard error, in the unit of what was averaged."""
+
+  mean: np.ndarray
+  standard_error: np.ndarray
+
+
+class Difference(NamedTuple):
+  """A mean difference, its standard error, and how many of those it is."""
+
+  mean: float
+  standard_error: float
+  z: float
+
+
+def mean_and_standard_error(x: Float[np.ndarray, '*shape'], axis: int = 0) -> Estimate:
+  """The mean of independent values and its standard error, in float64.
+
+  standard_error = sqrt(sum (x_i - mean)^2 / (n - 1)) / sqrt(n)
+
+  Args:
+    x: [..., n, ...] values, independent along `axis`.
+    axis: the axis of the n values; the others are kept.
+
+  Raises:
+    InputError: fewer than two values, which have no spread to judge by.
+  """
+  n = x.shape[axis] if x.ndim else 0
+  if n < 2:
+    raise InputError(f'A standard error needs at least 2 values, got {n}.')
+  x = x.astype(np.float64)
+  error = np.std(x, axis=axis, ddof=1) / np.sqrt(n)
+  return Estimate(np.mean(x, axis=axis), np.asarray(error))
+
+
+def paired_difference(
+  a: Float[np.ndarray, ' n'], b: Float[np.ndarray, ' m']
+) -> Difference:
+  """The mean of a_i - b_i, its standard error, and z = mean / standard_error.
+
+  Pairing (the same prompts, the same seeds) cancels what both sides share,
+  which two standard errors side by side would count twice. Where all
+  differences are equal the standard error is 0 and z is 0, inf or -inf.
+
+  Args:
+    a: [n] one value a pair.
+    b: [m] the other, in the same order; m = n.
+
+  Raises:
+    InputError: fewer than two pairs, or arrays that do not pair up.
+  """
+  if a.shape != b.shape:
+    raise InputError(f'Paired values need equal shapes, got {a.shape} and {b.shape}.')
+  differences = a.astype(np.float64) - b
+  mean, error = map(float, mean_and_standard_error(differences))
+  return Difference(mean, error, in_standard_errors(mean, error))
+
+
+def in_standard_errors(value: float, standard_error: float) -> float:
+  """Value / standard_error, and its limit where the standard error is 0."""
+  if standard_error > 0:
+    return value / standard_error
+  return float(np.sign(value) * np.inf) if value else 0.0
