@@ -1,0 +1,1 @@
+"""Whole-run and kernel measurements, beside the peers."""

@@ -1,0 +1,233 @@
+"""DPO steps on a workload that TRL and Tunix run too; prints one JSON line.
+
+  python -m benchmarks.dpo --workload=PATH/workload.py [--ragged] [--precompute_ref] ...
+
+The workload gives weights, token ids and the fields of the line; the steps are those of
+the shipped pipeline: records, prepared data, buckets, `Step.update`. Time runs from the
+end of a step to the end of the next, batching and reading the loss included.
+"""
+
+import dataclasses
+import importlib.util
+import os
+from pathlib import Path
+import sys
+import tempfile
+import time
+from typing import Any
+
+_FLAG, _VARIABLE = '--workload=', 'PREFJAX_WORKLOAD'
+
+
+def load_workload() -> Any:
+  """The module at --workload, which reads the other flags by itself."""
+  own = [arg for arg in sys.argv if arg.startswith(_FLAG)]
+  if own:
+    # The workload may start the process again with other allocator settings.
+    os.environ[_VARIABLE] = own[-1].removeprefix(_FLAG)
+    sys.argv = [arg for arg in sys.argv if arg not in own]
+  path = os.environ.get(_VARIABLE)
+  if path is None:
+    raise SystemExit('Give the workload: --workload=PATH/workload.py')
+  spec = importlib.util.spec_from_file_location('workload', path)
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return module
+
+
+def main() -> None:
+  """Measures and prints."""
+  w = load_workload()
+  args = w.parse('dpo')
+  # jax is imported only now: the workload sets what it reads at import.
+  import jax
+  import numpy as np
+
+  from prefjax.training.monitor import Compilations
+  from prefjax.training.step import hyper, initial_state
+
+  jax.config.update('jax_cpu_enable_async_dispatch', False)
+  rows = [w.dpo_batch(args, i) for i in range(args.warmup + args.steps)]
+  model, params = llama(w, args)
+  step = dpo_step(args, model)
+  with tempfile.TemporaryDirectory() as folder:
+    batches = pipeline(w, args, rows, Path(folder))
+    start = time.perf_counter()
+    if args.precompute_ref:
+      from prefjax.training.reference import stored_logps
+
+      stored = stored_logps(step, params, batches, Path(folder) / 'logps')
+      batches = dataclasses.replace(batches, reference=stored)
+    setup = time.perf_counter() - start
+    compiled = Compilations()
+    numbers = hyper(step.objective, step.optimizer)
+
+    def update(state, n):
+      micro = batches.at(n)
+      if not args.precompute_ref:
+        micro = [
+          part.replace(reference_logps=step.score(params, part).logps) for part in micro
+        ]
+      state, metrics = step.update(state, micro, numbers)
+      return state, float(metrics['loss'])
+
+    compile_cells(batches, len(rows), update, initial_state(params, step.optimizer))
+    state = initial_state(params, step.optimizer)
+    clock, losses = w.Clock(), []
+    for n in range(len(rows)):
+      state, loss = update(state, n)
+      losses.append(loss)
+      clock.tick()
+  ms = clock.step_ms(args.warmup)
+  measured = rows[args.warmup :]
+  flops = sum(w.dpo_flops(args, some) for some in measured)
+  w.emit(
+    'prefjax',
+    'dpo',
+    args,
+    ms,
+    [w.dpo_tokens(some) for some in measured],
+    losses,
+    setup_s=round(setup, 2),
+    compile_s=round(compiled.seconds, 2),
+    gflops_per_s=round(flops / sum(ms) * 1e-6, 1),
+    first_step_s=round(float(np.diff(clock.marks)[0]), 2),
+  )
+
+
+def compile_cells(batches: Any, steps: int, update: Any, state: Any) -> None:
+  """Runs, on a state to throw away, the steps that bring a shape not yet compiled.
+
+  A long run meets every shape in its first steps; the few steps measured here would
+  each pay for their own.
+  """
+  seen = set()
+  for n in range(steps):
+    micro = batches.at(n)
+    shapes = {(len(micro) > 1, b.prompts.shape, b.responses.shape) for b in micro}
+    if not shapes <= seen:
+      state, _ = update(state, n)
+    seen |= shapes
+
+
+def llama(w: Any, args: Any) -> tuple[Any, Any]:
+  """The workload's Llama: our config and its weights in our names."""
+  import jax.numpy as jnp
+  import numpy as np
+
+  from prefjax.models import config as configs
+
+  shape = configs.create(
+    family='llama',
+    vocab_size=args.vocab,
+    width=args.hidden,
+    num_layers=args.layers,
+    num_heads=args.heads,
+    num_kv_heads=args.kv_heads,
+    head_dim=args.head_dim,
+    mlp_width=args.mlp,
+    max_positions=2048,
+    rope_theta=float(w.ROPE_THETA),
+    norm_eps=w.NORM_EPS,
+    attention='blocked',
+    remat='full' if args.checkpointing else 'none',
+  )
+  weights = w.weights(args)
+
+  def layers(name):
+    return jnp.asarray(
+      np.stack([weights[f'model.layers.{i}.{name}.weight'] for i in range(args.layers)])
+    )
+
+  def kernels(prefix, **names):
+    return {
+      ours: {'kernel': layers(f'{prefix}.{theirs}_proj').swapaxes(1, 2)}
+      for ours, theirs in names.items()
+    }
+
+  params = {
+    'embedding': jnp.asarray(weights['model.embed_tokens.weight']),
+    'layers': {
+      'attention': kernels('self_attn', query='q', key='k', value='v', out='o'),
+      'attention_norm': {'scale': layers('input_layernorm')},
+      'mlp': kernels('mlp', gate='gate', up='up', down='down'),
+      'mlp_norm': {'scale': layers('post_attention_layernorm')},
+    },
+    'norm': {'scale': jnp.asarray(weights['model.norm.weight'])},
+    'unembedding': jnp.asarray(weights['lm_head.weight']),
+  }
+  return shape, params
+
+
+def dpo_step(args: Any, model: Any) -> Any:
+  """The peers' settings: AdamW at a constant rate, clipped at norm 1, no decay."""
+  from prefjax import objectives
+  from prefjax.models import decoder
+  from prefjax.training.optimizers import Optimizer
+  from prefjax.training.step import Step
+
+  graph, _ = decoder.create(model)
+  return Step(
+    forward=decoder.forward(graph),
+    objective=objectives.create('dpo', beta=args.beta),
+    optimizer=Optimizer(
+      name='adamw', learning_rate=args.lr, steps=args.steps, clip_norm=1.0
+    ),
+  )
+
+
+def pipeline(w: Any, args: Any, rows: Any, folder: Path) -> Any:
+  """The workload's batches through records, prepared data and buckets, in order."""
+  from prefjax.data import buckets, prepare
+  from prefjax.data.pipeline import Batches
+  from prefjax.data.records import Pair, Record
+
+  records = [
+    Record(
+      prompt=w.text(row['prompt']),
+      # The tokenizer ends a response itself.
+      responses=(w.text(row['chosen'][:-1]), w.text(row['rejected'][:-1])),
+      pairs=(Pair(0, 1),),
+    )
+    for some in rows
+    for row in some
+  ]
+  data = prepare.prepare(
+    records,
+    Words(w, args.vocab),
+    directory=folder / 'data',
+    max_prompt=2048,
+    max_response=2048,
+  )
+  grid = buckets.grid(
+    int(data.prompt_length.max()),
+    int(data.response_length.max()),
+    multiple=64,
+    growth=1.3,
+  )
+  return Batches(
+    data=data, batch_size=args.batch, seed=None, grid=grid, max_tokens=8192
+  )
+
+
+class Words:
+  """The workload's tokenizer: id i is the word `wi`; it has no BOS."""
+
+  bos_id = None
+  fingerprint = 'words'
+
+  def __init__(self, w: Any, vocab_size: int):
+    self._inner = w.WordTokenizer()
+    self.eos_id, self.pad_id, self.vocab_size = w.EOS, w.PAD, vocab_size
+
+  def encode(self, text: str) -> list[int]:
+    """Ids of a text."""
+    return self._inner.encode(text)
+
+  def decode(self, ids: list[int]) -> str:
+    """Text of ids."""
+    return self._inner.decode(ids)
+
+
+if __name__ == '__main__':
+  main()

@@ -1,0 +1,1 @@
+"""One main per loop shape; the configs say what to run."""

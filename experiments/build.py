@@ -1,0 +1,278 @@
+"""From a resolved config to tokenizer, model, data and batches.
+
+Whatever is built lies in the cache under a fingerprint of all that decides it, and is
+built once, by whichever run comes first.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from flax import nnx
+import jax
+import numpy as np
+
+import prefjax
+from prefjax import objectives, tasks
+from prefjax.data import buckets, prepare, sources, tokenizers
+from prefjax.data.pipeline import Batches
+from prefjax.data.records import Record, Skipped
+from prefjax.data.tokenizers import SentencePiece
+from prefjax.errors import InputError
+from prefjax.models import config as model_configs
+from prefjax.models import decoder
+from prefjax.models.config import DecoderConfig
+from prefjax.training import mesh as meshes
+from prefjax.training.loop import Plan
+from prefjax.training.optimizers import Optimizer
+from prefjax.training.step import Step
+from prefjax.training.workdir import fingerprint
+from prefjax.types import Forward
+
+Config = Mapping[str, Any]
+Records = list[Record | Skipped]
+
+_HOLD_OUT_SEED = 0  # not the run's: all seeds of a sweep hold out the same prompts
+
+
+class Split(NamedTuple):
+  """What is trained on and what is held out."""
+
+  train: Any
+  held_out: Any
+
+
+class Model(NamedTuple):
+  """A decoder, ready to run; its parameters are kept apart."""
+
+  config: DecoderConfig
+  graph: nnx.GraphDef
+  forward: Forward
+
+
+def embedded_task(source: str) -> tasks.Task | None:
+  """The task of `task:NAME`, or None for data that is read."""
+  scheme, _, name = source.partition(':')
+  return tasks.get(name) if scheme == 'task' else None
+
+
+def validate(config: Config) -> None:
+  """Refuses a config before anything is computed, compiled or written.
+
+  Raises:
+    InputError: naming the key.
+  """
+  model_configs.create(**config['model'])
+  objective(config), optimizer(config), plan(config)
+  shards = 1 if mesh(config) is None else meshes.data_shards(mesh(config))
+  size = config['data']['batch_size']
+  if size < 1 or size % shards:
+    raise InputError(
+      f'data.batch_size={size} prompts must be a positive multiple of the '
+      f'{shards} devices of mesh.data.'
+    )
+  source_fingerprint(config)
+
+
+def source_fingerprint(config: Config) -> str:
+  """What identifies the data that a config names, before any is prepared."""
+  source = config['data']['source']
+  if embedded_task(source) is not None:
+    return fingerprint([source, prefjax.__version__])
+  return sources.fingerprint(source)
+
+
+def read(config: Config) -> Split:
+  """The records of `data.source`; `data.held_out` of them are held out."""
+  data = config['data']
+  records = list(sources.read(data['source']))
+  usable = [r for r in records if isinstance(r, Record)]
+  count = data['held_out']
+  if not 0 < count < len(usable):
+    raise InputError(
+      f'data.held_out={count} must leave records to train on: '
+      f'{data["source"]} has {len(usable)} usable ones.'
+    )
+  order = np.random.default_rng(_HOLD_OUT_SEED).permutation(len(usable))
+  held_out = set(order[:count].tolist())
+  skipped = [r for r in records if isinstance(r, Skipped)]
+  return Split(
+    [r for i, r in enumerate(usable) if i not in held_out] + skipped,
+    [r for i, r in enumerate(usable) if i in held_out],
+  )
+
+
+def likelihood_records(config: Config) -> Split:
+  """Texts for maximum likelihood: a task's documents, or the preferred responses."""
+  data = config['data']
+  task = embedded_task(data['source'])
+  if task is None:
+    return Split(*(list(preferred(part)) for part in read(config)))
+  counts = (('train', data['documents']), ('test', data['held_out']))
+  return Split(
+    *(
+      [
+        Record(prompt=prompt, responses=(response,), pairs=())
+        for prompt, response in task.reviews(config['seed'], count, split)
+      ]
+      for split, count in counts
+    )
+  )
+
+
+def preferred(
+  records: Iterable[Record | Skipped],
+) -> Iterator[Record | Skipped]:
+  """The preferred response of every pair, as a record of its own, each once."""
+  for record in records:
+    if isinstance(record, Skipped) or not record.pairs:
+      yield record
+      continue
+    best = [
+      pair.chosen if pair.preference >= 0.5 else pair.rejected for pair in record.pairs
+    ]
+    for response in dict.fromkeys(best):
+      yield Record(
+        prompt=record.prompt, responses=(record.responses[response],), pairs=()
+      )
+
+
+def tokenizer(config: Config, cache: Path, records: Records) -> SentencePiece:
+  """The tokenizer of `tokenizer.path`, or one trained on the records' own text.
+
+  Raises:
+    InputError: where its ids do not fit into the model's vocabulary.
+  """
+  path, size = config['tokenizer']['path'], config['model']['vocab_size']
+  if path:
+    found = SentencePiece(sources.find(path))
+  else:
+    texts = [
+      text
+      for record in records
+      if isinstance(record, Record)
+      for text in (record.prompt, *record.responses)
+    ]
+    name = fingerprint([source_fingerprint(config), size, texts[:1], len(texts)])
+    path = cache / f'tokenizer-{name}.model'
+    found = (
+      SentencePiece(path)
+      if path.exists()
+      else tokenizers.train_sentencepiece(texts, vocab_size=size, path=path)
+    )
+  if found.vocab_size > size:
+    raise InputError(
+      f'model.vocab_size={size} is too small: the tokenizer has '
+      f'{found.vocab_size} pieces.'
+    )
+  return found
+
+
+def prepared(
+  config: Config,
+  cache: Path,
+  tokenizer: SentencePiece,
+  records: Split,
+  key: Any,
+) -> Split:
+  """The records as token ids on disk; `key` names what the records were made of."""
+  data = config['data']
+  limits = {name: data[name] for name in ('max_prompt', 'max_response')}
+  name = fingerprint([key, tokenizer.fingerprint, limits])
+  return Split(
+    *(
+      prepare.prepare(
+        part,
+        tokenizer,
+        directory=cache / f'data-{name}' / split,
+        **limits,
+      )
+      for split, part in zip(Split._fields, records, strict=True)
+    )
+  )
+
+
+def model(config: Config) -> Model:
+  """The decoder of `config.model`; allocates nothing."""
+  shape = model_configs.create(**config['model'])
+  data = config['data']
+  decoder.check_positions(shape, data['max_prompt'] + data['max_response'])
+  graph, _ = decoder.create(shape)
+  return Model(shape, graph, decoder.forward(graph))
+
+
+def mesh(config: Config) -> jax.sharding.Mesh | None:
+  """The mesh of `config.mesh`, or None for one device."""
+  size = config['mesh']['data'] or jax.device_count()
+  if size == 1:
+    return None
+  return meshes.create({'data': size})
+
+
+def placed(params: Any, mesh: jax.sharding.Mesh | None) -> Any:
+  """Parameters where a step on this mesh wants them."""
+  where = jax.local_devices()[0] if mesh is None else meshes.replicated(mesh)
+  return jax.device_put(params, where)
+
+
+def on_one_device(params: Any) -> Any:
+  """Parameters for sampling and judging, which run on one device."""
+  return jax.device_put(params, jax.local_devices()[0])
+
+
+def optimizer(config: Config) -> Optimizer:
+  """The optimiser of `config.optimizer`; decays end with the run."""
+  return Optimizer(**config['optimizer'], steps=config['train']['steps'])
+
+
+def plan(config: Config) -> Plan:
+  """How long to train, of `config.train`."""
+  return Plan(**config['train'])
+
+
+def objective(config: Config) -> objectives.Objective:
+  """The validated objective of `config.objective`."""
+  return objectives.create(**config['objective'])
+
+
+def step(config: Config, model: Model, mesh: jax.sharding.Mesh | None) -> Step:
+  """The jitted functions of a config's objective on its model."""
+  return Step(
+    forward=model.forward,
+    objective=objective(config),
+    optimizer=optimizer(config),
+    mesh=mesh,
+    want=('entropy',) if config['log']['entropy'] else (),
+  )
+
+
+def batches(
+  config: Config,
+  data: prepare.Prepared,
+  mesh: jax.sharding.Mesh | None,
+  pad_id: int,
+) -> Batches:
+  """Batches of prepared data as `config.data` cuts them."""
+  options = config['data']
+  grid = buckets.grid(
+    int(data.prompt_length.max()),
+    int(data.response_length.max()),
+    multiple=options['bucket_multiple'],
+    growth=options['bucket_growth'],
+  )
+  return Batches(
+    data=data,
+    batch_size=options['batch_size'],
+    seed=config['seed'],
+    grid=grid,
+    max_tokens=options['max_tokens'],
+    shards=1 if mesh is None else meshes.data_shards(mesh),
+    pad_id=pad_id,
+  )
+
+
+def say_counts(data: Split, say: Callable[[str], None]) -> None:
+  """Prints what was read, cut and left out; nothing is dropped in silence."""
+  for name, part in zip(Split._fields, data, strict=True):
+    say(f'data {name}: {json.dumps(part.counts)}')

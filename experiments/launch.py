@@ -1,0 +1,132 @@
+"""Flags, folders and exit codes, the same for every experiment."""
+
+from collections.abc import Callable, Mapping
+import os
+from pathlib import Path
+import sys
+from typing import Any
+
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from prefjax.errors import InputError, Preempted, TrainingError
+
+_CONFIG = config_flags.DEFINE_config_file(
+  'config',
+  None,
+  'Experiment, `file.py` or `file.py:variant`.',
+  lock_config=True,
+)
+_WORKDIR = flags.DEFINE_string(
+  'workdir', None, 'Folder of the run; default runs/<experiment>/<config>.'
+)
+_CACHE = flags.DEFINE_string(
+  'cache', 'runs/cache', 'Folder that runs share: data, references, log-probs.'
+)
+
+# Exit codes. A user's error and a failed run differ, so that a sweep can tell.
+_INPUT, _TRAINING, _SIGTERM = 2, 1, 128 + 15
+
+Experiment = Callable[[Mapping[str, Any], Path, Path], None]
+
+
+def run(experiment: Experiment, name: str) -> None:
+  """Parses flags and runs `experiment(config, workdir, cache)`.
+
+  What the user got wrong ends in one paragraph and exit code 2, a run that cannot
+  go on in one paragraph and exit code 1, SIGTERM in exit code 143; only a bug shows
+  a traceback.
+  """
+
+  def main(argv: list[str]) -> None:
+    if len(argv) > 1:
+      raise InputError(f'Unknown arguments {argv[1:]}; flags begin with --.')
+    if not flags.FLAGS['verbosity'].present:
+      logging.set_verbosity(logging.WARNING)  # orbax tells every save at INFO
+    config = _CONFIG.value
+    if config is None:
+      raise InputError(
+        f'Give a config: python -m experiments.{name} --config=experiments/configs/...'
+      )
+    workdir = _WORKDIR.value or str(Path('runs') / name / _config_name())
+    cache = Path(_CACHE.value)
+    _configure_jax(cache)
+    experiment(config.to_dict(), Path(workdir), cache)
+
+  app.run(_guarded(main), flags_parser=_guarded(_parse))
+
+
+def _guarded(function):
+  def guarded(*args):
+    try:
+      return function(*args)
+    except InputError as error:
+      _leave(error, _INPUT)
+    except TrainingError as error:
+      _leave(error, _TRAINING)
+    except Preempted as error:
+      _leave(error, _SIGTERM)
+
+  return guarded
+
+
+def _leave(error: Exception, code: int) -> None:
+  sys.stdout.flush()
+  print(f'prefjax: {error}', file=sys.stderr, flush=True)
+  sys.exit(code)
+
+
+def _parse(argv: list[str]) -> list[str]:
+  """Parses flags; what ml_collections raises for a bad one is the user's error."""
+  try:
+    rest = flags.FLAGS(argv)
+    # A file that cannot be read is told only when the config is touched.
+    getattr(_CONFIG.value, 'to_dict', None)
+    return rest
+  except Exception as error:
+    own = _input_error(error)
+    known = (
+      flags.Error,
+      AttributeError,
+      KeyError,
+      OSError,
+      TypeError,
+      ValueError,
+    )
+    if own is None and not isinstance(error, known):
+      raise
+    raise own or InputError(f'A flag is wrong: {_words(error)}') from error
+
+
+def _input_error(error: BaseException | None) -> InputError | None:
+  """The first InputError that a config raised; ml_collections wraps it in others."""
+  found = None
+  while error is not None:
+    found = error if isinstance(error, InputError) else found
+    error = error.__cause__ or error.__context__
+  return found
+
+
+def _words(error: Exception) -> str:
+  # str() of a KeyError is the repr of its message.
+  text = error if isinstance(error, OSError) else (error.args or (error,))[0]
+  return ' '.join(str(text).split())
+
+
+def _config_name() -> str:
+  path = config_flags.get_config_filename(flags.FLAGS['config'])
+  path, _, variant = path.partition(':')
+  name = Path(path).stem
+  return f'{name}-{variant.replace(",", "-")}' if variant else name
+
+
+def _configure_jax(cache: Path) -> None:
+  import jax
+
+  # Compiled programs outlive the process, so that a restart does not compile.
+  os.makedirs(cache / 'xla', exist_ok=True)
+  jax.config.update('jax_compilation_cache_dir', str(cache / 'xla'))
+  jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)
+  # On CPU alone: programs in flight together can take each other's threads while
+  # they wait in a collective, and more devices than cores then hang.
+  jax.config.update('jax_cpu_enable_async_dispatch', False)

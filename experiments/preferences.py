@@ -1,0 +1,139 @@
+"""Where pairs come from: read from data, or drawn from the reference of a task."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from experiments import build
+from experiments.build import Config, Model, Split
+from prefjax import tasks
+from prefjax.data import sources
+from prefjax.data.records import Record
+from prefjax.data.tokenizers import SentencePiece
+from prefjax.errors import InputError
+from prefjax.rollout.responses import Writer
+from prefjax.rollout.sampler import sampler
+from prefjax.training.metrics import PhaseClock
+from prefjax.training.workdir import built, fingerprint
+
+_PURPOSE = 2  # of the noise; evaluation draws with others
+
+
+def check(config: Config) -> None:
+  """Reads the pairs that a config names, so that bad data is refused at once.
+
+  Raises:
+    InputError: naming file and line of what is wrong, or a source without pairs.
+  """
+  source = config['data']['source']
+  if build.embedded_task(source) is not None:
+    return
+  for part in build.read(config):
+    if not any(isinstance(record, Record) and record.pairs for record in part):
+      raise InputError(
+        f'{source} has no pairs, which {config["objective"]["name"]} needs.'
+      )
+
+
+def prepared(
+  config: Config,
+  cache: Path,
+  clock: PhaseClock,
+  model: Model,
+  tokenizer: SentencePiece,
+  reference: Any,
+  identity: str,
+) -> Split:
+  """The pairs of a config as token ids, train and held out."""
+  task = build.embedded_task(config['data']['source'])
+  if task is None:
+    with clock('data'):
+      key = [build.source_fingerprint(config), config['data']['held_out']]
+      return build.prepared(
+        config, cache, tokenizer, build.read(config), ['pairs', *key]
+      )
+  folder = drawn(config, cache, clock, task, model, tokenizer, reference, identity)
+  with clock('data'):
+    records = Split(
+      *(
+        list(sources.read(f'jsonl:{(folder / name).absolute()}.jsonl'))
+        for name in Split._fields
+      )
+    )
+    return build.prepared(config, cache, tokenizer, records, folder.name)
+
+
+def drawn(
+  config: Config,
+  cache: Path,
+  clock: PhaseClock,
+  task: tasks.Task,
+  model: Model,
+  tokenizer: SentencePiece,
+  reference: Any,
+  identity: str,
+) -> Path:
+  """Responses of the reference to a task's prompts, all pairs labelled, as JSONL.
+
+  As in the DPO paper (arXiv:2305.18290), Appendix C.1: several completions a prompt
+  and every pair among them, labelled by Bradley-Terry draws from the true reward.
+  """
+  data = config['data']
+  names = ('prompts', 'held_out', 'responses', 'label_scale')
+  names += ('max_prompt', 'max_response')
+  key = [config['seed'], {name: data[name] for name in names}, identity]
+  key.append(tokenizer.fingerprint)
+  writer = Writer(
+    sample=sampler(model.graph, stop_ids=(tokenizer.eos_id,), pad_id=tokenizer.pad_id),
+    tokenizer=tokenizer,
+    num_responses=data['responses'],
+    max_prompt=data['max_prompt'],
+    max_tokens=data['max_response'],
+    prompts_at_once=64,
+  )
+
+  def build_folder(folder: Path) -> None:
+    counts = (('train', data['prompts']), ('test', data['held_out']))
+    for name, (split, count) in zip(Split._fields, counts, strict=True):
+      prompts = task.prompts(config['seed'], count, split)
+      seed = jax.random.fold_in(jax.random.key(config['seed']), _PURPOSE)
+      noise = jax.random.fold_in(seed, split == 'test')
+      texts = [
+        row for some in writer.draw(reference, prompts, noise) for row in some.texts
+      ]
+      labels = _label(config, task, prompts, texts, split)
+      _write(folder / f'{name}.jsonl', prompts, texts, labels)
+
+  with clock('rollout'):
+    return built(cache / f'pairs-{fingerprint(key)}', build_folder)
+
+
+def _label(config, task, prompts, texts, split):
+  rewards = np.stack(
+    [
+      task.rewards([prompt] * len(row), row)
+      for prompt, row in zip(prompts, texts, strict=True)
+    ]
+  )
+  seed = 2 * config['seed'] + (split == 'test')
+  return tasks.label(rewards, seed=seed, scale=config['data']['label_scale'])
+
+
+def _write(path, prompts, texts, labels):
+  """Records; an empty response, and what is left without a pair, stays out."""
+  with path.open('w') as file:
+    for prompt, row, chosen, rejected in zip(prompts, texts, *labels, strict=True):
+      kept = [i for i, text in enumerate(row) if text]
+      place = {old: new for new, old in enumerate(kept)}
+      pairs = [
+        [place[int(c)], place[int(r)]]
+        for c, r in zip(chosen, rejected, strict=True)
+        if int(c) in place and int(r) in place
+      ]
+      if pairs:
+        responses = [row[i] for i in kept]
+        record = {'prompt': prompt, 'responses': responses, 'pairs': pairs}
+        file.write(json.dumps(record) + '\n')

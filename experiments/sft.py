@@ -1,0 +1,116 @@
+"""Maximum likelihood on responses: a reference policy, or a baseline.
+
+python -m experiments.sft --config=experiments/configs/sft/sentiment.py
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from experiments import build, launch
+from experiments.build import Config
+from prefjax.data.tokenizers import SentencePiece
+from prefjax.evaluation.report import write_report
+from prefjax.models import decoder
+from prefjax.training import monitor
+from prefjax.training.checkpoints import Checkpoints
+from prefjax.training.loop import Loop
+from prefjax.training.metrics import PhaseClock
+from prefjax.training.workdir import Run, open_run
+
+
+def main(config: Config, workdir: Path, cache: Path) -> None:
+  """Trains, or goes on, or prints what a finished run ended with."""
+  build.validate(config)
+  run = opened(config, workdir)
+  if not run.finished:
+    clock = PhaseClock()
+    train(config, run, cache, clock, print)
+    write_report(run.folder, title='Maximum likelihood')
+  print_summary(run)
+
+
+def opened(config: Config, workdir: Path) -> Run:
+  """The run's folder; refuses that of another run before anything is computed."""
+  devices = jax.devices()
+  run = open_run(
+    workdir,
+    config,
+    devices={
+      'backend': jax.default_backend(),
+      'kinds': sorted({device.device_kind for device in devices}),
+      'count': len(devices),
+    },
+    fingerprints={'data': build.source_fingerprint(config)},
+  )
+  for warning in run.warnings:
+    print(f'warning: {warning}')
+  return run
+
+
+def print_summary(run: Run) -> None:
+  """The final numbers of a run, and where to read more."""
+  for name, value in run.summary.items():
+    print(f'{name:>32}  {value}')
+  print(f'report: {run.folder / "report" / "index.html"}')
+
+
+def train(
+  config: Config,
+  run: Run,
+  cache: Path,
+  clock: PhaseClock,
+  say: Callable[[str], None],
+) -> tuple[Any, SentencePiece]:
+  """Trains in the run's folder, or reads what was trained; also the tokenizer."""
+  with clock('data'):
+    records = build.likelihood_records(config)
+    tokenizer = build.tokenizer(config, cache, records.train)
+    key = ['likelihood', build.source_fingerprint(config), config['seed']]
+    key.append(config['data'])
+    data = build.prepared(config, cache, tokenizer, records, key)
+    build.say_counts(data, say)
+  model = build.model(config)
+  mesh = build.mesh(config)
+  train, held_out = (
+    build.batches(config, part, mesh, tokenizer.pad_id) for part in data
+  )
+  initial = decoder.initial_params(model.config, jax.random.key(config['seed']))
+  if run.finished:
+    return final_params(run.folder, initial), tokenizer
+  loop = Loop(
+    step=build.step(config, model, mesh),
+    batches=train,
+    held_out=held_out,
+    plan=build.plan(config),
+    folder=run.folder,
+    clock=clock,
+    description=run.folder.name,
+    flops=lambda batch: monitor.training_flops(model.config, batch),
+    peak=monitor.peak_flops(model.config.dtype),
+    say=say,
+    wandb_project=config['log']['wandb'] or None,
+  )
+  params, evaluation = loop.run(initial)
+  save_final(run.folder, config['train']['steps'], params)
+  run.finish(evaluation)
+  return params, tokenizer
+
+
+def save_final(folder: Path, step: int, params: Any) -> None:
+  """The trained parameters alone, for whoever builds on this run."""
+  with Checkpoints(folder / 'final', keep=1) as saver:
+    if saver.latest() is None:
+      saver.save(step, params, metadata={})
+
+
+def final_params(folder: Path, like: Any) -> Any:
+  """The parameters that a finished run in `folder` ended with."""
+  with Checkpoints(folder / 'final', keep=1) as saver:
+    return saver.restore(like).state
+
+
+if __name__ == '__main__':
+  launch.run(main, 'sft')

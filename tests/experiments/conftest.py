@@ -1,0 +1,57 @@
+"""Runs an experiment's command line inside the test's process."""
+
+import os
+from pathlib import Path
+import sys
+from typing import NamedTuple
+
+from absl import flags
+import pytest
+
+from experiments import check, dpo, launch, sft
+
+MAINS = {'dpo': dpo.main, 'sft': sft.main, 'check': check.main}
+
+
+class Result(NamedTuple):
+  """How a command ended."""
+
+  code: int
+  out: str
+  err: str
+
+
+@pytest.fixture
+def command(monkeypatch, capfd):
+  """`command('dpo', '--config=...', ...)` as `python -m experiments.dpo ...`."""
+
+  def run(name, *arguments):
+    monkeypatch.setattr(sys, 'argv', [f'experiments.{name}', *arguments])
+    flags.FLAGS.unparse_flags()
+    for flag in list(flags.FLAGS):
+      if flag.startswith('config.'):  # the last command's overrides
+        delattr(flags.FLAGS, flag)
+      elif flag in ('config', 'workdir', 'cache'):
+        flags.FLAGS[flag].unparse()
+    capfd.readouterr()
+    with pytest.raises(SystemExit) as ended:
+      launch.run(MAINS[name], name)
+    return Result(ended.value.code or 0, *capfd.readouterr())
+
+  return run
+
+
+@pytest.fixture(scope='session')
+def cache(tmp_path_factory):
+  """One cache for all tests: they share references and compiled programs."""
+  return tmp_path_factory.mktemp('cache')
+
+
+@pytest.fixture
+def data_dir(monkeypatch):
+  """The folder of real data, or a skip."""
+  folder = Path(os.environ.get('PREFJAX_DATA', 'data')).absolute()
+  if not folder.is_dir():
+    pytest.skip(f'no real data in {folder}: see docs/data.md')
+  monkeypatch.setenv('PREFJAX_DATA', str(folder))
+  return folder

@@ -1,0 +1,91 @@
+"""kill -9 at seeded moments of every phase: the run ends with the same bits.
+
+At smoke size in CI. At full size, as the closing figures of a release were made:
+
+  PREFJAX_KILLS=full pytest -m slow tests/experiments/test_kills.py
+"""
+
+from collections.abc import Callable
+import os
+from pathlib import Path
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from test_runs import lasting
+
+FULL = os.environ.get('PREFJAX_KILLS') == 'full'
+CONFIG = f'experiments/configs/dpo/sentiment.py{"" if FULL else ":smoke"}'
+LIMIT = 1200 if FULL else 300  # seconds of one start
+
+
+def lines(path: Path) -> int:
+  return path.read_bytes().count(b'\n') if path.exists() else 0
+
+
+# When a phase is under way, by what it leaves in the cache or in the run's folder.
+PHASES: dict[str, Callable[[Path, Path], bool]] = {
+  'preparing': lambda cache, run: any(cache.glob('data-*/*.tmp-*')),
+  'reference training': lambda cache, run: any(
+    lines(path) > 3 for path in cache.glob('reference-*/metrics.jsonl')
+  ),
+  'scoring': lambda cache, run: any(cache.glob('logps-*.tmp-*')),
+  'training': lambda cache, run: lines(run / 'metrics.jsonl') > 5,
+  'saving': lambda cache, run: any((run / 'checkpoints').glob('*tmp*')),
+  'evaluating': lambda cache, run: any((run / 'final').glob('[0-9]*')),
+  'reporting': lambda cache, run: (run / 'report.tmp').exists(),
+}
+AGAIN = ('reference training', 'training', 'saving') if FULL else ()
+DELAYS = {'reference training': 12.0, 'training': 12.0, 'evaluating': 9.0}  # seconds
+
+
+def start(folder: Path) -> subprocess.Popen:
+  environment = {k: v for k, v in os.environ.items() if k != 'XLA_FLAGS'}
+  return subprocess.Popen(
+    [
+      sys.executable,
+      '-m',
+      'experiments.dpo',
+      f'--config={CONFIG}',
+      f'--workdir={folder / "run"}',
+      f'--cache={folder / "cache"}',
+    ],
+    env=environment | {'JAX_PLATFORMS': 'cpu'},
+    stdout=subprocess.PIPE,
+    stderr=subprocess.STDOUT,
+    text=True,
+  )
+
+
+def finish(folder: Path) -> None:
+  process = start(folder)
+  out, _ = process.communicate(timeout=LIMIT)
+  assert process.returncode == 0, out
+
+
+def kill_in(phase: str, folder: Path, draw: random.Random) -> None:
+  """Starts the run and kills it a moment after the phase is seen to begin."""
+  process = start(folder)
+  deadline = time.monotonic() + LIMIT
+  while not PHASES[phase](folder / 'cache', folder / 'run'):
+    assert process.poll() is None, f'ended before {phase}: {process.stdout.read()}'
+    assert time.monotonic() < deadline, f'never came to {phase}'
+    time.sleep(0.001)
+  time.sleep(draw.uniform(0, DELAYS.get(phase, 0.02) if FULL else 0.02))
+  process.kill()
+  process.communicate()
+  assert process.returncode == -signal.SIGKILL, f'ended before the kill in {phase}'
+  print(f'killed in {phase}')
+
+
+@pytest.mark.slow
+def test_a_run_killed_in_every_phase_ends_with_the_same_bits(tmp_path):
+  finish(tmp_path / 'whole')
+  draw = random.Random(0)
+  for phase in sorted((*PHASES, *AGAIN), key=list(PHASES).index):
+    kill_in(phase, tmp_path / 'killed', draw)
+  finish(tmp_path / 'killed')
+  assert lasting(tmp_path / 'killed' / 'run') == lasting(tmp_path / 'whole' / 'run')
