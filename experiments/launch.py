@@ -123,10 +123,11 @@ def _config_name() -> str:
 def _configure_jax(cache: Path) -> None:
   import jax
 
+  if 'xla_force_host_platform_device_count' in os.environ.get('XLA_FLAGS', ''):
+    # XLA's pool has no more threads than devices, and each thread that waits in a
+    # collective holds one: without spare ones fake devices hang.
+    os.environ.setdefault('NPROC', '64')
   # Compiled programs outlive the process, so that a restart does not compile.
   os.makedirs(cache / 'xla', exist_ok=True)
   jax.config.update('jax_compilation_cache_dir', str(cache / 'xla'))
   jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)
-  # On CPU alone: programs in flight together can take each other's threads while
-  # they wait in a collective, and more devices than cores then hang.
-  jax.config.update('jax_cpu_enable_async_dispatch', False)

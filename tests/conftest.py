@@ -11,14 +11,14 @@ _FLAGS = {
 for flag, value in _FLAGS.items():
   if flag not in os.environ.get('XLA_FLAGS', ''):
     os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} {flag}={value}'
+# XLA's pool has as many threads as devices, and each thread that waits in a collective
+# holds one: with no more than that, the last device finds none, and the test hangs.
+os.environ.setdefault('NPROC', '64')
 
 import jax  # noqa: E402 - reads the environment
 import pytest  # noqa: E402
 
 jax.config.update('jax_numpy_rank_promotion', 'raise')
-# Programs in flight together can take each other's threads while they wait in a
-# collective: eight fake devices on two cores then hang.
-jax.config.update('jax_cpu_enable_async_dispatch', False)
 
 
 @pytest.fixture

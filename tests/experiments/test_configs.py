@@ -65,6 +65,5 @@ def test_smoke(command, cache, tmp_path, request, name, config, real):
     f'--config={FOLDER}/{config}',
     f'--workdir={tmp_path}/run',
     f'--cache={cache}',
-    '--config.mesh.data=1',
   )
   assert result.code == 0, result.err
