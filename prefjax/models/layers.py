@@ -50,6 +50,33 @@ class Norm(nnx.Module):
     return out.astype(x.dtype)
 
 
+@jax.custom_vjp
+def _project(x, kernel):
+  return jnp.matmul(x, kernel)
+
+
+def _project_forward(x, kernel):
+  return _project(x, kernel), (x, kernel)
+
+
+def _project_backward(residuals, cotangent):
+  # The kernel's gradient as x^T dy. Autodiff writes it as (dy^T x)^T, for which XLA on
+  # CPU forms the gradient of an activation a second time, transposed.
+  x, kernel = residuals
+  rows = tuple(range(x.ndim - 1))
+  d_x = jax.lax.dot_general(cotangent, kernel, (((x.ndim - 1,), (1,)), ((), ())))
+  return d_x, jax.lax.dot_general(x, cotangent, ((rows, rows), ((), ())))
+
+
+_project.defvjp(_project_forward, _project_backward)
+
+
+def _dot_general(x, kernel, dimension_numbers, **_):
+  """What `nnx.Linear` calls: the last axis of x against the kernel's first."""
+  del dimension_numbers
+  return _project(x, kernel)
+
+
 def linear(config: DecoderConfig, inputs: int, outputs: int, *, bias, rngs, depth=1):
   """A projection; `depth` shrinks the start of those that write to the residual."""
   return nnx.Linear(
@@ -60,6 +87,7 @@ def linear(config: DecoderConfig, inputs: int, outputs: int, *, bias, rngs, dept
     param_dtype=config.param_dtype,
     kernel_init=nnx.initializers.normal(0.02 / depth**0.5),
     rngs=rngs,
+    dot_general=_dot_general,
   )
 
 
@@ -110,7 +138,9 @@ class MLP(nnx.Module):
 
   def __call__(self, x):
     if self.kind in _GATES:
-      return self.down(_GATES[self.kind](self.gate(x)) * self.up(x))
+      # Kept for the backward pass are the two factors alone, not their five parts.
+      gated = jax.checkpoint(lambda gate, up: _GATES[self.kind](gate) * up)
+      return self.down(gated(self.gate(x), self.up(x)))
     return self.down(_ACTIVATIONS[self.kind](self.up(x)))
 
 
