@@ -266,7 +266,153 @@ def apo_down(logps, reference_logps, mask, pairs, *, beta):
   )
 
 
+def dpo_normalised(logps, reference_logps, mask, pairs, *, beta):
+  """-log s(beta (a / |y_w| - b / |y_l|)), DPO of log-ratios a token."""
+  r = log_ratios(logps, reference_logps, mask, length_normalised=True)
+  return pair_mean(
+    lambda i, win, lose: -log_sigmoid(beta * (r[i, win] - r[i, lose])), pairs
+  )
+
+
+def f_dpo(logps, reference_logps, mask, pairs, *, beta, divergence, alpha=0.5):
+  """-log s(beta (f'(e^a) - f'(e^b))) (f-DPO, 2309.16240, Table 1).
+
+  f' is log u + 1, -1/u, log(2u / (1 + u)) or (1 - u^-alpha) / alpha; a constant of
+  it cancels. u^-1 and u^-alpha end at exp(80), as they are said to.
+  """
+  f = {
+    'reverse_kl': lambda x: x + 1.0,
+    'forward_kl': lambda x: -np.exp(min(-x, 80.0)),
+    'js': lambda x: np.log(2.0) + x - np.logaddexp(0.0, x),
+    'alpha': lambda x: (1.0 - np.exp(min(-alpha * x, 80.0))) / alpha,
+  }[divergence]
+  return two_sided(
+    lambda a, b: -log_sigmoid(beta * (f(a) - f(b))),
+    logps,
+    reference_logps,
+    mask,
+    pairs,
+  )
+
+
+def dpop(logps, reference_logps, mask, pairs, *, beta, penalty):
+  """-log s(beta (h - lambda max(0, -a))) (DPO-Positive, 2402.13228)."""
+  return two_sided(
+    lambda a, b: -log_sigmoid(beta * (a - b - penalty * max(0.0, -a))),
+    logps,
+    reference_logps,
+    mask,
+    pairs,
+  )
+
+
+def odpo(logps, reference_logps, mask, pairs, label, *, beta, offset):
+  """-log s(beta h - offset (label_w - label_l)) (ODPO, 2402.10571)."""
+  r = log_ratios(logps, reference_logps, mask)
+
+  def term(i, win, lose):
+    apart = offset * (label[i, win] - label[i, lose])
+    return -log_sigmoid(beta * (r[i, win] - r[i, lose]) - apart)
+
+  return pair_mean(term, pairs)
+
+
+def ld_dpo(logps, reference_logps, mask, pairs, *, beta, tail):
+  """DPO whose tokens beyond the shorter length count `tail` (2409.06411)."""
+
+  def ratio(i, k, shared):
+    counted = np.flatnonzero(mask[i, k])
+    d = [float(logps[i, k, t]) - float(reference_logps[i, k, t]) for t in counted]
+    return sum(d[:shared]) + tail * sum(d[shared:])
+
+  def term(i, win, lose):
+    shared = min(int(mask[i, win].sum()), int(mask[i, lose].sum()))
+    return -log_sigmoid(beta * (ratio(i, win, shared) - ratio(i, lose, shared)))
+
+  return pair_mean(term, pairs)
+
+
+def wpo_weights(logps, collision, mask):
+  """w(y) = exp(mean_t log pi(y_t) - log sum_v pi(v)^2) (WPO, 2406.11827)."""
+  with np.errstate(divide='ignore', invalid='ignore'):
+    log_collision = np.log(collision)
+  return np.exp(log_ratios(logps, log_collision, mask, length_normalised=True))
+
+
+def wpo(logps, reference_logps, mask, pairs, *, beta, weights):
+  """-w_w w_l log s(beta h); the weights are constants."""
+  r = log_ratios(logps, reference_logps, mask)
+
+  def term(i, win, lose):
+    likely = weights[i, win] * weights[i, lose]
+    return -likely * log_sigmoid(beta * (r[i, win] - r[i, lose]))
+
+  return pair_mean(term, pairs)
+
+
+def _atoms(pairs, agreeing, disagreeing):
+  """(value, weight) of a pair: q of its weight on one order, 1 - q on the other."""
+  for weight, q, i, win, lose in each_pair(pairs):
+    yield agreeing(i, win, lose), weight * q
+    yield disagreeing(i, win, lose), weight * (1.0 - q)
+
+
+def quantile_mean(link, first, second):
+  """The mean of link(F^-1(q) - G^-1(q)) over q: two sorted lists, walked together."""
+  first, second = ([list(x) for x in sorted(xs)] for xs in (first, second))
+  total = weight = 0.0
+  i = j = 0
+  while i < len(first) and j < len(second):
+    step = min(first[i][1], second[j][1])
+    if step > 0.0:
+      total += step * link(first[i][0] - second[j][0])
+      weight += step
+    first[i][1] -= step
+    second[j][1] -= step
+    i, j = i + (first[i][1] <= 1e-14), j + (second[j][1] <= 1e-14)
+  return total / weight if weight else 0.0
+
+
+def aot(logps, reference_logps, mask, pairs, *, beta, label_smoothing=0.0):
+  """The smoothed logistic of sorted policy margins minus sorted reference ones.
+
+  AOT, paired, 2406.05882.
+  """
+  margins = [
+    list(
+      _atoms(
+        pairs,
+        lambda i, win, lose, s=s: s[i, win] - s[i, lose],
+        lambda i, win, lose, s=s: s[i, lose] - s[i, win],
+      )
+    )
+    for s in (sums(logps, mask), sums(reference_logps, mask))
+  ]
+  return quantile_mean(_smooth_logistic(beta, label_smoothing), *margins)
+
+
+def aot_unpaired(logps, reference_logps, mask, pairs, *, beta, label_smoothing=0.0):
+  """The smoothed logistic of sorted chosen log-ratios minus sorted rejected ones.
+
+  AOT, unpaired, 2406.05882.
+  """
+  r = log_ratios(logps, reference_logps, mask)
+  chosen = list(_atoms(pairs, lambda i, w, l: r[i, w], lambda i, w, l: r[i, l]))
+  rejected = list(_atoms(pairs, lambda i, w, l: r[i, l], lambda i, w, l: r[i, w]))
+  return quantile_mean(_smooth_logistic(beta, label_smoothing), chosen, rejected)
+
+
+def _smooth_logistic(beta, e):
+  return lambda h: -(1.0 - e) * log_sigmoid(beta * h) - e * log_sigmoid(-beta * h)
+
+
 # Pairs without a reference ----------------------------------------------------
+
+
+def unlikelihood(logps, mask, pairs, *, alpha):
+  """-log pi(y_w) + alpha log pi(y_l) (DPO, 2305.18290, Sec. 6, the baseline)."""
+  score = sums(logps, mask)
+  return pair_mean(lambda i, win, lose: alpha * score[i, lose] - score[i, win], pairs)
 
 
 def simpo(logps, mask, pairs, *, beta, gamma):
@@ -368,6 +514,23 @@ def sppo(logps, reference_logps, mask, weight, win_rate, *, eta, log_normaliser=
   )
 
 
+def sppo_with(logps, reference_logps, mask, weight, win_rate, *, eta, log_z):
+  """(log(pi / pi_t) - eta P(y > pi_t) + log Z)^2, log Z a number a prompt."""
+  r = log_ratios(logps, reference_logps, mask)
+  return response_mean(
+    lambda i, j: (r[i, j] - eta * win_rate[i, j] + log_z[i]) ** 2, weight
+  )
+
+
+def log_mean_exp(values, weights):
+  """Log of sum_k w_k exp(x_k) / sum_k w_k of what weighs; 0 of nothing."""
+  counted = [(w, x) for w, x in zip(weights, values, strict=True) if w != 0.0]
+  if not counted:
+    return 0.0
+  top = max(x for _, x in counted)
+  return top + np.log(_mean((w, np.exp(x - top)) for w, x in counted))
+
+
 def sppo_single(logps, reference_logps, mask, pairs, *, eta, factor=0.5):
   """1/2 [(a - eta (q - 1/2))^2 + (b + eta (q - 1/2))^2], q = the preference.
 
@@ -456,6 +619,45 @@ def kto(
     return label[i, j] * desirable + (1.0 - label[i, j]) * undesirable
 
   return response_mean(term, weight)
+
+
+def bco_shift(logps, reference_logps, mask, weight, label, *, beta):
+  """The middle of both classes' mean rewards (BCO, 2404.04656, Sec. 4)."""
+  r = log_ratios(logps, reference_logps, mask)
+  counted = [at for at in np.ndindex(weight.shape) if weight[at] != 0.0]
+  desirable = _mean((weight[at] * label[at], beta * r[at]) for at in counted)
+  undesirable = _mean((weight[at] * (1 - label[at]), beta * r[at]) for at in counted)
+  return 0.5 * (desirable + undesirable)
+
+
+def bco(logps, reference_logps, mask, weight, label, *, beta, shift):
+  """Cross-entropy of beta r - shift, the shift a constant (BCO, 2404.04656)."""
+  r = log_ratios(logps, reference_logps, mask)
+
+  def term(i, j):
+    right = -label[i, j] * log_sigmoid(beta * r[i, j] - shift)
+    return right - (1.0 - label[i, j]) * log_sigmoid(shift - beta * r[i, j])
+
+  return response_mean(term, weight)
+
+
+def nca(logps, reference_logps, mask, weight, label, *, beta, temperature):
+  """-sum_k q_k log s(beta r_k) - mean_k log s(-beta r_k) (NCA, 2402.05369).
+
+  q = softmax(label / temperature); a weight scales a response's share in both.
+  """
+  r = log_ratios(logps, reference_logps, mask)
+  losses = []
+  for i in range(len(weight)):
+    ks = np.flatnonzero(weight[i])
+    if not len(ks):
+      continue
+    w = np.asarray(weight[i][ks], np.float64)
+    q = w * np.exp(np.asarray(label[i][ks], np.float64) / temperature)
+    right = q / q.sum() @ [log_sigmoid(beta * r[i, k]) for k in ks]
+    noise = w / w.sum() @ [log_sigmoid(-beta * r[i, k]) for k in ks]
+    losses.append((1.0, -right - noise))
+  return _mean(losses)
 
 
 def cross_entropy(logps, reference_logps, mask, weight, label, *, beta):

@@ -11,16 +11,32 @@ from prefjax.objectives import recipes
 from prefjax.objectives.aggregation import sequence_sum, token_mean
 from prefjax.objectives.combine import add
 from prefjax.objectives.links import logistic, squared
-from prefjax.objectives.pairwise import (
-  dpo,
-  hinge,
-  ipo,
+from prefjax.objectives.pairing import (
   on_margin,
+  on_scores,
   pairwise,
-  robust_dpo,
   smoothed,
   unflipped,
 )
+from prefjax.objectives.pairwise import (
+  apo_down,
+  apo_zero,
+  bco_pair,
+  discopop,
+  dpo,
+  dpop,
+  exo_pair,
+  f_dpo,
+  hinge,
+  ipo,
+  ld_dpo,
+  nca_pair,
+  odpo,
+  robust_dpo,
+  rpo,
+  wpo,
+)
+from prefjax.objectives.pointwise import bco, cross_entropy, kto, nca
 from prefjax.objectives.recipes import (
   BelowHalf,
   Field,
@@ -30,16 +46,63 @@ from prefjax.objectives.recipes import (
   Positive,
   recipe,
 )
-from prefjax.objectives.scores import log_ratio, mean_log_ratio
+from prefjax.objectives.reference_free import (
+  chosen_nll,
+  cpo,
+  orpo,
+  preferred_ft,
+  simpo,
+  unlikelihood,
+)
+from prefjax.objectives.scores import (
+  log_prob,
+  log_ratio,
+  mean_log_prob,
+  mean_log_ratio,
+)
+from prefjax.objectives.sppo import sppo, sppo_hard, sppo_single
 from prefjax.objectives.supervised import sft
+from prefjax.objectives.transport import aot, aot_unpaired
 
-RECIPES = {
-  'dpo': dpo,
-  'hinge': hinge,
-  'ipo': ipo,
-  'robust_dpo': robust_dpo,
-  'sft': sft,
-}
+_CATALOGUE = (
+  # pairs, against a reference
+  dpo,
+  robust_dpo,
+  ipo,
+  hinge,
+  exo_pair,
+  discopop,
+  nca_pair,
+  bco_pair,
+  apo_zero,
+  apo_down,
+  dpop,
+  odpo,
+  f_dpo,
+  ld_dpo,
+  wpo,
+  rpo,
+  aot,
+  aot_unpaired,
+  # pairs, without one
+  simpo,
+  cpo,
+  orpo,
+  preferred_ft,
+  unlikelihood,
+  # single responses
+  kto,
+  bco,
+  nca,
+  cross_entropy,
+  # self-play
+  sppo,
+  sppo_single,
+  sppo_hard,
+  # likelihood
+  sft,
+)
+RECIPES = {function.__name__: function for function in _CATALOGUE}
 
 
 def create(name: str, **hyperparameters: Any) -> Objective:
@@ -66,22 +129,52 @@ __all__ = [
   'Objective',
   'Positive',
   'add',
+  'aot',
+  'aot_unpaired',
+  'apo_down',
+  'apo_zero',
+  'bco',
+  'bco_pair',
+  'chosen_nll',
+  'cpo',
   'create',
+  'cross_entropy',
+  'discopop',
   'dpo',
+  'dpop',
+  'exo_pair',
+  'f_dpo',
   'fields',
   'hinge',
   'ipo',
+  'kto',
+  'ld_dpo',
+  'log_prob',
   'log_ratio',
   'logistic',
+  'mean_log_prob',
   'mean_log_ratio',
+  'nca',
+  'nca_pair',
+  'odpo',
   'on_margin',
+  'on_scores',
+  'orpo',
   'pairwise',
+  'preferred_ft',
   'recipe',
   'robust_dpo',
+  'rpo',
   'sequence_sum',
   'sft',
+  'simpo',
   'smoothed',
+  'sppo',
+  'sppo_hard',
+  'sppo_single',
   'squared',
   'token_mean',
   'unflipped',
+  'unlikelihood',
+  'wpo',
 ]

@@ -20,12 +20,13 @@ from prefjax.types import LossFn
 
 Recipe = Callable[..., LossFn]
 
-# What an objective can ask for beside log-probs: fields of the batch, then what a
-# forward gives.
+# What an objective can ask for beside log-probs: what the batch holds, then what a
+# forward gives. `mismatched` are responses of other prompts, with weight 0.
 NEEDS = (
   'pairs',
   'label',
   'win_rate',
+  'mismatched',
   'reference_logps',
   'old_logps',
   'step',

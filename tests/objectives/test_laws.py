@@ -38,26 +38,53 @@ AXES = {
 class Case(NamedTuple):
   recipe: str
   hyper: dict[str, Any]
-  reference: Callable[..., float]  # (logps, batch) -> the loss
+  reference: Callable[..., float]  # (logps, batch, **constants) -> the loss
   scale: float | None = None  # from a score to the reward of the metrics
+  score: str = 'ratio'  # what the reward is a multiple of
   on_margin: bool = False  # reads the difference of two log-ratios only
-  normalised: bool = False  # log-ratios a token
+  constants: Callable[..., dict[str, Any]] = lambda logps, batch: {}
 
 
 def on_pairs(function, **hyper):
   """A reference on pairs as a function of the log-probs and a batch."""
-  return lambda logps, batch: function(
-    logps, batch.reference_logps, batch.mask, pairs(batch), **hyper
+  return lambda logps, batch, **constants: function(
+    logps, batch.reference_logps, batch.mask, pairs(batch), **hyper, **constants
   )
+
+
+def on_policy(function, **hyper):
+  """The same for a reference that reads no reference policy."""
+  return lambda logps, batch: function(logps, batch.mask, pairs(batch), **hyper)
 
 
 def on_responses(function, **hyper):
   return lambda logps, batch: function(logps, batch.mask, batch.weight, **hyper)
 
 
-def margin_case(recipe, *, scale, normalised=False, **hyper):
-  function = on_pairs(getattr(ref, recipe), **hyper)
-  return Case(recipe, hyper, function, scale, True, normalised)
+def on_labels(function, field='label', **hyper):
+  return lambda logps, batch, **constants: function(
+    logps,
+    batch.reference_logps,
+    batch.mask,
+    batch.weight,
+    getattr(batch, field),
+    **hyper,
+    **constants,
+  )
+
+
+def margin_case(recipe, *, scale, function=None, **hyper):
+  function = on_pairs(function or getattr(ref, recipe), **hyper)
+  return Case(recipe, hyper, function, scale, on_margin=True)
+
+
+def pair_case(recipe, *, scale, **hyper):
+  return Case(recipe, hyper, on_pairs(getattr(ref, recipe), **hyper), scale)
+
+
+def free_case(recipe, *, scale, score, function=None, **hyper):
+  function = on_policy(function or getattr(ref, recipe), **hyper)
+  return Case(recipe, hyper, function, scale, score)
 
 
 def sft_case(reduction):
@@ -65,18 +92,152 @@ def sft_case(reduction):
   return Case('sft', hyper, on_responses(ref.sft, **hyper))
 
 
+def sppo_case(kind):
+  hyper = {'eta': 2.0, 'log_normaliser': kind}
+
+  def reference(logps, batch):
+    further = (batch.weight == 0) & batch.mask.any(-1)
+    weights = {'samples': batch.weight, 'further': further.astype(float)}
+    log_z = {
+      'half': lambda i: 1.0,
+      'ordered': lambda i: np.log((np.exp(2.0) - 1.0) / 2.0),
+      'samples': lambda i: softmean(i),
+      'further': lambda i: softmean(i),
+    }[kind]
+
+    def softmean(i):
+      return ref.log_mean_exp(2.0 * batch.win_rate[i], weights[kind][i])
+
+    function = on_labels(ref.sppo_with, 'win_rate', eta=2.0)
+    return function(logps, batch, log_z=[log_z(i) for i in range(len(logps))])
+
+  return Case('sppo', hyper, reference, 0.5)
+
+
+def kto_constants(logps, batch):
+  further = (batch.weight == 0) & batch.mask.any(-1)
+  arrays = (logps, batch.reference_logps, batch.mask)
+  return {'kl': ref.kto_kl(*arrays, further.astype(float))}
+
+
+def bco_constants(logps, batch):
+  return {'shift': on_labels(ref.bco_shift, beta=0.3)(logps, batch)}
+
+
+def wpo_constants(logps, batch):
+  return {'weights': ref.wpo_weights(logps, collision(logps), batch.mask)}
+
+
+def rpo_reference(reduction):
+  def reference(logps, batch):
+    nll = on_policy(ref.chosen_nll, reduction=reduction)(logps, batch)
+    return ref.add((on_pairs(ref.dpo, beta=0.3)(logps, batch), 1.0), (nll, 0.5))
+
+  return reference
+
+
+def odpo_reference(logps, batch):
+  return ref.odpo(
+    logps,
+    batch.reference_logps,
+    batch.mask,
+    pairs(batch),
+    batch.label,
+    beta=0.3,
+    offset=0.7,
+  )
+
+
+def collision(logps):
+  """Any constants in (0, 1] that depend on the place."""
+  return np.exp(0.5 * np.clip(logps, -10.0, 0.0))
+
+
+BETA = {'beta': 0.3, 'scale': 0.3}
+KTO = {'beta': 0.3, 'desirable_weight': 1.3, 'undesirable_weight': 0.8}
 CASES = {
-  'dpo': margin_case('dpo', beta=0.3, scale=0.3),
-  'cdpo': margin_case('dpo', beta=0.3, label_smoothing=0.1, scale=0.3),
-  'robust': margin_case('robust_dpo', beta=0.3, flip_probability=0.2, scale=0.3),
-  'ipo': margin_case('ipo', tau=0.2, length_normalised=False, scale=0.2),
-  'ipo_mean': margin_case(
-    'ipo', tau=0.2, length_normalised=True, scale=0.2, normalised=True
+  'dpo': margin_case('dpo', **BETA),
+  'cdpo': margin_case('dpo', label_smoothing=0.1, **BETA),
+  'dpo_mean': Case(
+    'dpo',
+    {'beta': 0.3, 'length_normalised': True},
+    on_pairs(ref.dpo_normalised, beta=0.3),
+    0.3,
+    'mean_ratio',
+    on_margin=True,
   ),
-  'hinge': margin_case('hinge', beta=0.3, scale=0.3),
+  'robust': margin_case('robust_dpo', flip_probability=0.2, **BETA),
+  'ipo': margin_case('ipo', tau=0.2, length_normalised=False, scale=0.2),
+  'ipo_mean': margin_case('ipo', tau=0.2, length_normalised=True, scale=0.2)._replace(
+    score='mean_ratio'
+  ),
+  'hinge': margin_case('hinge', **BETA),
+  'exo_pair': margin_case('exo_pair', label_smoothing=0.01, **BETA),
+  'discopop': Case(
+    'discopop',
+    {'beta': 0.3, 'temperature': 0.05},
+    on_pairs(ref.discopop, beta=0.3, tau=0.05),
+    0.3,
+    on_margin=True,
+  ),
+  'nca_pair': pair_case('nca_pair', **BETA),
+  'bco_pair': pair_case('bco_pair', **BETA),
+  'apo_zero': pair_case('apo_zero', **BETA),
+  'apo_down': pair_case('apo_down', **BETA),
+  'dpop': pair_case('dpop', penalty=2.0, **BETA),
+  'odpo': Case('odpo', {'beta': 0.3, 'offset': 0.7}, odpo_reference, 0.3),
+  'f_forward': pair_case('f_dpo', divergence='forward_kl', **BETA),
+  'f_reverse': pair_case('f_dpo', divergence='reverse_kl', **BETA),
+  'f_js': pair_case('f_dpo', divergence='js', **BETA),
+  'f_alpha': pair_case('f_dpo', divergence='alpha', alpha=0.4, **BETA),
+  'ld_dpo': pair_case('ld_dpo', tail=0.3, **BETA),
+  'wpo': pair_case('wpo', **BETA)._replace(constants=wpo_constants),
+  'rpo': Case(
+    'rpo',
+    {'beta': 0.3, 'nll_coefficient': 0.5, 'nll_reduction': 'sum'},
+    rpo_reference('sum'),
+    0.3,
+  ),
+  'irpo': Case(
+    'rpo', {'beta': 0.3, 'nll_coefficient': 0.5}, rpo_reference('mean'), 0.3
+  ),
+  'aot': pair_case('aot', **BETA),
+  'aot_smooth': pair_case('aot', label_smoothing=0.1, **BETA),
+  'aot_unpaired': pair_case('aot_unpaired', **BETA),
+  'simpo': free_case('simpo', gamma=0.5, score='mean_prob', **BETA),
+  'cpo': free_case('cpo', nll_coefficient=0.5, score='prob', **BETA),
+  'orpo': free_case('orpo', coefficient=0.2, scale=1.0, score='mean_prob'),
+  'preferred_ft': free_case(
+    'preferred_ft', function=ref.chosen_nll, reduction='sum', scale=1.0, score='prob'
+  ),
+  'unlikelihood': free_case('unlikelihood', alpha=0.3, scale=1.0, score='prob'),
+  'kto': Case('kto', KTO, on_labels(ref.kto, **KTO), 0.3, constants=kto_constants),
+  'bco': Case(
+    'bco', {'beta': 0.3}, on_labels(ref.bco, beta=0.3), 0.3, constants=bco_constants
+  ),
+  'nca': Case(
+    'nca',
+    {'beta': 0.3, 'temperature': 0.5},
+    on_labels(ref.nca, beta=0.3, temperature=0.5),
+    0.3,
+  ),
+  'cross_entropy': Case(
+    'cross_entropy', {'beta': 0.3}, on_labels(ref.cross_entropy, beta=0.3), 0.3
+  ),
+  'sppo': sppo_case('half'),
+  'sppo_ordered': sppo_case('ordered'),
+  'sppo_samples': sppo_case('samples'),
+  'sppo_further': sppo_case('further'),
+  'sppo_single': pair_case('sppo_single', eta=2.0, scale=0.5),
+  'sppo_hard': pair_case('sppo_hard', eta=2.0, scale=0.5),
   'sft': sft_case('token_mean'),
   'sft_sum': sft_case('sequence_sum'),
 }
+COUPLED = [
+  name
+  for name, case in CASES.items()
+  if objectives.create(case.recipe, **case.hyper).couples_batch
+]
 each_case = pytest.mark.parametrize('name', CASES)
 
 
@@ -167,10 +328,21 @@ def length_one(logps, batch):
 
 
 def huge(logps, batch):
-  """Log-ratios of +-1e4 nats."""
-  logps = np.copy(logps)
-  logps[:, :, 0] += np.array([1e4, -1e4, 0.0])
-  return logps, batch
+  """Log-ratios of +-1e4 nats, of log-probs that are none above 0."""
+  logps, reference_logps = np.copy(logps), np.copy(batch.reference_logps)
+  logps[:, 1, 0] -= 1e4
+  reference_logps[:, 0, 0] -= 1e4
+  return logps, batch.replace(reference_logps=reference_logps)
+
+
+def further(logps, batch):
+  """Response 0 of each prompt has tokens, but is not trained on."""
+  weight = np.copy(batch.weight)
+  weight[:, 0] = 0.0
+  touched = (batch.chosen == 0) | (batch.rejected == 0)
+  return logps, batch.replace(
+    weight=weight, pair_weight=np.where(touched, 0.0, batch.pair_weight)
+  )
 
 
 def poisoned(logps, batch):
@@ -181,6 +353,8 @@ def poisoned(logps, batch):
   return np.where(batch.mask, logps, bad), batch.replace(
     reference_logps=np.where(batch.mask, batch.reference_logps, -bad),
     preference=np.where(weighs, batch.preference, np.nan),
+    label=np.where(batch.weight > 0, batch.label, np.nan),
+    win_rate=np.where(batch.weight > 0, batch.win_rate, np.nan),
   )
 
 
@@ -203,6 +377,7 @@ EDGES = (
   nothing,
   length_one,
   huge,
+  further,
   poisoned,
   pad_is_eos,
 )
@@ -223,10 +398,16 @@ def graded(name):
   function = loss_fn(name)
 
   def value(logps, batch):
-    loss, metrics = function(Outputs(logps=logps), batch)
+    loss, metrics = function(outputs(logps), batch)
     return loss.value(), (loss, metrics)
 
   return jax.value_and_grad(value, has_aux=True)
+
+
+def outputs(logps):
+  """What a forward gives; the collision is any function, with no gradient."""
+  constant = jax.lax.stop_gradient(logps)
+  return Outputs(logps=logps, collision=jnp.exp(0.5 * jnp.clip(constant, -10.0, 0.0)))
 
 
 def evaluate(name, logps, batch):
@@ -248,13 +429,15 @@ def as_float32(logps, batch):
 
 
 def expected_gradient(case, logps, batch):
-  """Central differences of the reference, without their h^2 error."""
+  """Central differences of the reference, without their h^2 and h^4 errors."""
   masked = np.where(batch.mask, logps, 0.0)
-  coarse, fine = (
-    ref.central_difference(lambda x: case.reference(x, batch), masked, h=h)
-    for h in (2e-2, 1e-2)
+  constants = case.constants(masked, batch)
+  coarse, middle, fine = (
+    ref.central_difference(lambda x: case.reference(x, batch, **constants), masked, h=h)
+    for h in (2e-3, 1e-3, 5e-4)
   )
-  return (4.0 * fine - coarse) / 3.0
+  first, second = (4.0 * middle - coarse) / 3.0, (4.0 * fine - middle) / 3.0
+  return (16.0 * second - first) / 15.0
 
 
 def expected_metrics(case, logps, batch):
@@ -274,19 +457,20 @@ def expected_metrics(case, logps, batch):
   if case.scale is None:
     hyper = {'reduction': 'token_mean'}
     return want | {'nll': on_responses(ref.sft, **hyper)(logps, batch)}
-  arrays = (logps, batch.reference_logps)
   measure = functools.partial(
     ref.preference_metrics,
     mask=batch.mask,
     pairs=pairs(batch),
     scale=case.scale,
   )
-  found = measure(*arrays)
-  if case.normalised:
+  arrays = [logps, batch.reference_logps]
+  drift = {key: measure(*arrays)[key] for key in ('chosen_drift', 'rejected_drift')}
+  if 'prob' in case.score:
+    arrays[1] = np.zeros_like(logps)
+  if 'mean' in case.score:
     length = np.maximum(ref.lengths(batch.mask), 1)[..., None]
-    drift = {key: found[key] for key in ('chosen_drift', 'rejected_drift')}
-    found = measure(*(x / length for x in arrays)) | drift
-  return want | found
+    arrays = [x / length for x in arrays]
+  return want | measure(*arrays) | drift
 
 
 def assert_same(got, want, tolerance=1e-10):
@@ -306,7 +490,7 @@ def assert_same(got, want, tolerance=1e-10):
 def test_value_gradient_and_metrics_are_the_papers(x64, name, edge):
   case, (logps, batch) = CASES[name], edge(*random_batch())
   got = evaluate(name, logps, batch)
-  loss = case.reference(logps, batch)
+  loss = case.reference(logps, batch, **case.constants(logps, batch))
   gradient = expected_gradient(case, logps, batch)
   # The differences of a loss of 1e8 carry its rounding.
   tolerance = 1e-10 * max(1.0, abs(loss) / max(1.0, np.abs(gradient).max()))
@@ -366,7 +550,7 @@ def test_at_the_reference_dpo_is_log_2(x64, smoothing):
   _, batch = random_batch()
   logps, batch = as_jax(batch.reference_logps, batch)
   dpo = objectives.create('dpo', beta=0.1, label_smoothing=smoothing).build()
-  loss, metrics = dpo(Outputs(logps=logps), batch)
+  loss, metrics = dpo(outputs(logps), batch)
   np.testing.assert_allclose(loss.value(), np.log(2.0), rtol=1e-12)
   for key, want in {
     'margin': 0.0,
@@ -461,6 +645,16 @@ def test_a_constant_a_prompt_changes_no_margin_loss(x64, name):
     assert_same({key: got[key]}, {key: want[key]})
 
 
+@pytest.mark.parametrize(
+  'name', ['sppo', 'sppo_single', 'kto', 'nca', 'nca_pair', 'cross_entropy', 'apo_zero']
+)
+def test_a_constant_a_prompt_moves_what_pins_the_log_ratio(x64, name):
+  logps, batch = length_one(*random_batch(5))
+  shift = np.array([3.0, -7.0]).reshape(P, 1, 1)
+  got, want = (evaluate(name, x, batch)['loss'] for x in (logps + shift, logps))
+  assert differ(got, want)
+
+
 # Law 3: micro-batches ---------------------------------------------------------
 
 
@@ -470,7 +664,7 @@ def halves(logps, batch):
 
 
 def measure(function, logps, batch):
-  loss, metrics = function(Outputs(logps=logps), batch)
+  loss, metrics = function(outputs(logps), batch)
   return {'loss': loss, **metrics}
 
 
@@ -480,7 +674,7 @@ def both(name):
 
 
 @pytest.mark.parametrize('make', [loss_fn, both], ids=['alone', 'added'])
-@each_case
+@pytest.mark.parametrize('name', [name for name in CASES if name not in COUPLED])
 def test_parts_add_up_to_the_whole(x64, name, make):
   logps, batch = as_jax(*empty_response(*random_batch(6)))
   function = functools.partial(measure, make(name))
@@ -497,6 +691,14 @@ def test_parts_add_up_to_the_whole(x64, name, make):
   assert_same({'gradient': np.concatenate(gradients)}, {'gradient': whole})
 
 
+@pytest.mark.parametrize('name', COUPLED)
+def test_parts_of_a_coupled_batch_are_another_loss(x64, name):
+  logps, batch = as_jax(*further(*random_batch(6)))
+  function = functools.partial(measure, loss_fn(name))
+  first, second = (function(*half)['loss'] for half in halves(logps, batch))
+  assert differ((first + second).value(), function(logps, batch)['loss'].value())
+
+
 def test_add_keeps_two_denominators(x64):
   logps, batch = random_batch(7)
   got = both('sft')(*as_outputs(logps, batch))[0].value()
@@ -509,7 +711,7 @@ def test_add_keeps_two_denominators(x64):
 
 def as_outputs(logps, batch):
   logps, batch = as_jax(logps, batch)
-  return Outputs(logps=logps), batch
+  return outputs(logps), batch
 
 
 # Law 9: wrong variants, pinned as different -----------------------------------
@@ -519,7 +721,8 @@ def differ(a, b):
   return not np.allclose(a, b, rtol=1e-3)
 
 
-@each_case
+# The mean over prompts is a mean of means.
+@pytest.mark.parametrize('name', [name for name in CASES if name != 'nca'])
 def test_the_mean_of_means_is_another_number(x64, name):
   logps, batch = as_jax(*empty_response(*random_batch(6)))
   parts = [loss_fn(name)(*as_outputs(*half))[0] for half in halves(logps, batch)]

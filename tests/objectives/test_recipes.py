@@ -10,12 +10,22 @@ from prefjax.errors import InputError
 from prefjax.objectives import recipes
 from prefjax.types import Outputs, PreferenceBatch
 
+# What has no default, and must be chosen.
+BETA_ALONE = (
+  'aot aot_unpaired apo_down apo_zero bco bco_pair cpo cross_entropy discopop dpo dpop '
+  'exo_pair f_dpo hinge kto nca nca_pair odpo rpo wpo'
+).split()
 SMALLEST = {
-  'dpo': {'beta': 0.1},
-  'hinge': {'beta': 0.1},
+  **dict.fromkeys(BETA_ALONE, {'beta': 0.1}),
+  **dict.fromkeys(['sppo', 'sppo_hard', 'sppo_single'], {'eta': 2.0}),
   'ipo': {'tau': 0.1},
+  'ld_dpo': {'beta': 0.1, 'tail': 0.5},
+  'orpo': {'coefficient': 0.2},
+  'preferred_ft': {},
   'robust_dpo': {'beta': 0.1, 'flip_probability': 0.2},
   'sft': {},
+  'simpo': {'beta': 2.0, 'gamma': 0.5},
+  'unlikelihood': {'alpha': 0.1},
 }
 OWN = '''
 """An objective that no one here has heard of."""
@@ -57,7 +67,7 @@ def test_every_recipe_has_a_signature_that_says_all(name):
 
 
 def test_fields_of_dpo():
-  beta, smoothing = objectives.fields('dpo').values()
+  beta, smoothing, _ = objectives.fields('dpo').values()
   assert (beta.required, str(beta.interval)) == (True, '(0, inf)')
   assert (smoothing.default, str(smoothing.interval)) == (0.0, '[0, 0.5)')
   normalised = objectives.fields('ipo')['length_normalised']
@@ -141,6 +151,8 @@ def one_pair():
       response_length=np.ones((1, 2), np.int32),
       mask=np.ones((1, 2, 1), bool),
       weight=np.ones((1, 2), np.float32),
+      label=np.array([[1.0, 0.0]], np.float32),
+      win_rate=np.array([[0.75, 0.25]], np.float32),
       reference_logps=np.zeros((1, 2, 1), np.float32),
       chosen=np.zeros((1, 1), np.int32),
       rejected=np.ones((1, 1), np.int32),
@@ -172,7 +184,8 @@ def test_every_recipe_takes_traced_numbers(name):
   objective = objectives.create(name, **SMALLEST[name])
 
   def loss(numbers):
-    return objective.build(numbers)(Outputs(logps=logps), batch)[0].value()
+    outputs = Outputs(logps=logps, collision=jnp.full((1, 2, 1), 0.5))
+    return objective.build(numbers)(outputs, batch)[0].value()
 
   traced = jax.jit(loss)(objective.numbers)
   np.testing.assert_allclose(traced, loss(None), rtol=1e-6)
