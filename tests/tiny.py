@@ -99,6 +99,9 @@ OBJECTIVES = {
   'ipo': dict(name='ipo', tau=0.2),
   'sft': dict(name='sft'),
   'sum': dict(name='tiny.dpo_with_sft', beta=0.3, alpha=0.3),
+  # These couple the batch.
+  'aot': dict(name='aot', beta=0.3),
+  'bco': dict(name='bco', beta=0.3),
 }
 
 
@@ -132,6 +135,7 @@ def batch(seed=0, p=8, k=3, l=6, t=7, vocab=29, dtype=np.float32):
     response_length=response_length,
     mask=mask,
     weight=weight.astype(dtype),
+    label=np.linspace(0.0, 1.0, p * k, dtype=dtype).reshape(p, k),
     reference_logps=np.where(exists, -rng.uniform(1, 5, (p, k, t)), 0.0).astype(dtype),
     chosen=np.zeros((p, 2), np.int32),
     rejected=np.tile(np.array([1, k - 1], np.int32), (p, 1)),

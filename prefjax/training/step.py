@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import optax
 
 from prefjax import logprobs
-from prefjax.errors import InputError
 from prefjax.objectives import Objective
 from prefjax.training.mesh import replicated
 from prefjax.training.optimizers import Optimizer
@@ -65,20 +64,36 @@ class Step:
     if len(batches) == 1:
       return self._fused(state, batches[0], hyper)
     if self.objective.couples_batch:
-      raise InputError(
-        f'{self.objective.name} couples the responses of a batch and cannot be '
-        f'accumulated: raise data.max_tokens until a batch is one micro-batch.'
-      )
+      return self._update_coupled(state, batches, hyper)
     weight = functools.reduce(jnp.add, (self._weigh(batch, hyper) for batch in batches))
     carry = self._start(state['params'], batches[0], weight, hyper)
     for batch in batches:
       carry = self._accumulate(carry, state['params'], batch, weight, hyper)
     return self._apply(state, carry, hyper)
 
+  def _update_coupled(self, state, batches, hyper):
+    """An update where the loss is no sum over micro-batches.
+
+    All outputs first, then the loss of the whole batch and its slopes in them, then
+    each micro-batch's forward again, pulled back along its slopes.
+    """
+    params = state['params']
+    outputs = [self.score(params, batch) for batch in batches]
+    means, slopes = self._slopes(outputs, list(batches), hyper)
+    grads = self._zeros(params)
+    for batch, slope in zip(batches, slopes, strict=True):
+      grads = self._pull(grads, params, batch, slope)
+    return self._apply(state, (grads, means), hyper)
+
   def evaluate(
     self, params: Any, batches: Sequence[PreferenceBatch], hyper: Hyper
   ) -> dict[str, float]:
     """The metrics of any number of micro-batches together, `loss` among them."""
+    if self.objective.couples_batch:
+      batches = list(batches)
+      outputs = [self.score(params, batch) for batch in batches]
+      means, _ = self._slopes(outputs, batches, hyper)
+      return {name: float(value) for name, value in _values(means).items()}
     merged = None
     for batch in batches:
       means = self._measure(params, batch, hyper)
@@ -166,6 +181,40 @@ class Step:
     return self._jit(measure)
 
   @functools.cached_property
+  def _slopes(self) -> Callable:
+    """Means of a whole batch, and each micro-batch's d loss / d outputs."""
+
+    def slopes(outputs, batches, hyper):
+      whole = _joined(batches)
+
+      def loss_fn(outputs):
+        loss_fn = self.objective.build(hyper['objective'])
+        loss, means = loss_fn(_joined(outputs), whole)
+        return loss.value(), means | {'loss': loss}
+
+      slopes, means = jax.grad(loss_fn, has_aux=True)(outputs)
+      return means, slopes
+
+    return jax.jit(slopes)
+
+  @functools.cached_property
+  def _zeros(self) -> Callable:
+    """A gradient of nothing, in the accumulation dtype."""
+
+    def zeros(params):
+      return jax.tree.map(lambda x: _wide(jnp.zeros_like(x)), params)
+
+    return self._jit(zeros)
+
+  @functools.cached_property
+  def _pull(self) -> Callable:
+    def pull(grads, params, batch, slope):
+      _, pullback = jax.vjp(lambda params: self.outputs(params, batch), params)
+      return _add(grads, jax.tree.map(_wide, pullback(slope)[0]))
+
+    return self._jit(pull, donate=(0,))
+
+  @functools.cached_property
   def _score(self) -> Callable:
     return jax.jit(self.outputs)
 
@@ -210,6 +259,22 @@ def _wide(x):
 
 def _add(a, b):
   return jax.tree.map(jnp.add, a, b)
+
+
+def _joined(parts):
+  """Trees of `[p, ...]` as one: prompts end to end, every other axis filled with 0."""
+
+  def join(*arrays):
+    shape = [max(sizes) for sizes in zip(*(x.shape[1:] for x in arrays), strict=True)]
+    filled = [
+      jnp.pad(
+        x, [(0, 0), *((0, n - m) for n, m in zip(shape, x.shape[1:], strict=True))]
+      )
+      for x in arrays
+    ]
+    return jnp.concatenate(filled)
+
+  return jax.tree.map(join, *parts)
 
 
 def _values(means: Mapping[str, Mean]) -> dict[str, Any]:

@@ -10,8 +10,6 @@ import pytest
 import tiny
 
 from prefjax import objectives
-from prefjax.errors import InputError
-from prefjax.objectives import Positive, recipe
 from prefjax.training.monitor import Compilations
 from prefjax.training.optimizers import Optimizer
 from prefjax.training.step import Step, hyper, initial_state
@@ -359,27 +357,6 @@ def test_evaluating_and_scoring_donate_nothing():
   step.evaluate(params, [batch], hyper(step.objective, step.optimizer))
   step.score(params, batch)
   assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(params))
-
-
-# Objectives that couple responses ---------------------------------------------------
-
-
-@recipe(needs=('pairs', 'reference_logps'), couples_batch=True)
-def coupled(*, beta: Positive):
-  return objectives.dpo(beta=beta)
-
-
-def test_an_objective_that_couples_a_batch_is_not_accumulated():
-  goal = objectives.recipes.bind('coupled', coupled, {'beta': 0.3})
-  step = Step(tiny.bag_forward, goal, ADAMW, chunk=5)
-  whole = tiny.batch()
-  params = tiny.bag_params()
-  state = initial_state(params, ADAMW)
-  with pytest.raises(InputError, match=r'coupled couples .* data.max_tokens'):
-    step.update(state, WAYS['fours'](whole), hyper(goal, ADAMW))
-  # The refusal comes before anything is donated, and one micro-batch is allowed.
-  new, _ = step.update(state, [whole], hyper(goal, ADAMW))
-  assert int(new['step']) == 1
 
 
 def test_an_empty_batch_has_no_gradient():
