@@ -16,6 +16,7 @@ import numpy as np
 import prefjax
 from prefjax import objectives, tasks
 from prefjax.data import buckets, prepare, sources, tokenizers
+from prefjax.data.mismatched import mismatched
 from prefjax.data.pipeline import Batches
 from prefjax.data.records import Record, Skipped
 from prefjax.data.tokenizers import SentencePiece
@@ -180,17 +181,13 @@ def prepared(
   data = config['data']
   limits = {name: data[name] for name in ('max_prompt', 'max_response')}
   name = fingerprint([key, tokenizer.fingerprint, limits])
-  return Split(
-    *(
-      prepare.prepare(
-        part,
-        tokenizer,
-        directory=cache / f'data-{name}' / split,
-        **limits,
-      )
-      for split, part in zip(Split._fields, records, strict=True)
-    )
+  parts = (
+    prepare.prepare(part, tokenizer, directory=cache / f'data-{name}' / split, **limits)
+    for split, part in zip(Split._fields, records, strict=True)
   )
+  if 'mismatched' in objective(config).needs:
+    parts = map(mismatched, parts)
+  return Split(*parts)
 
 
 def model(config: Config) -> Model:

@@ -19,6 +19,8 @@ from prefjax.rollout.sampler import sampler
 from prefjax.training.metrics import PhaseClock
 from prefjax.training.workdir import built, fingerprint
 
+# What an objective reads of a batch, and the field of a record that it comes from.
+_FIELDS = {'pairs': 'pairs', 'label': 'labels', 'win_rate': 'win_rates'}
 _PURPOSE = 2  # of the noise; evaluation draws with others
 
 
@@ -26,16 +28,21 @@ def check(config: Config) -> None:
   """Reads the pairs that a config names, so that bad data is refused at once.
 
   Raises:
-    InputError: naming file and line of what is wrong, or a source without pairs.
+    InputError: naming file and line of what is wrong, or a source that does not
+      have what the objective needs.
   """
   source = config['data']['source']
   if build.embedded_task(source) is not None:
     return
+  objective = build.objective(config)
   for part in build.read(config):
-    if not any(isinstance(record, Record) and record.pairs for record in part):
-      raise InputError(
-        f'{source} has no pairs, which {config["objective"]["name"]} needs.'
-      )
+    records = [record for record in part if isinstance(record, Record)]
+    for need, field in _FIELDS.items():
+      # Labels and win rates can be counted from pairs, not the other way round.
+      if need in objective.needs and not any(
+        record.pairs or getattr(record, field) for record in records
+      ):
+        raise InputError(f'{source} has no {field}, which {objective.name} needs.')
 
 
 def prepared(

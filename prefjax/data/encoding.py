@@ -25,7 +25,10 @@ COUNTS = (
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Example:
-  """One record as token ids; `chosen` and `rejected` index into `responses`."""
+  """One record as token ids; `chosen` and `rejected` index into `responses`.
+
+  The last `further` responses are read, but not trained on.
+  """
 
   prompt: Int32[np.ndarray, ' l']
   responses: tuple[Int32[np.ndarray, ' _'], ...]
@@ -34,6 +37,7 @@ class Example:
   preference: Float32[np.ndarray, ' m']
   labels: Float32[np.ndarray, ' k'] | None = None
   win_rates: Float32[np.ndarray, ' k'] | None = None
+  further: int = 0
 
 
 def encode(

@@ -148,7 +148,7 @@ def assemble(
       pair_weight=np.zeros((p, pairs), np.float32),
     )
   for extra, field in (('labels', 'label'), ('win_rates', 'win_rate')):
-    if any(getattr(e, extra, None) is not None for e in examples):
+    if pairs or any(getattr(e, extra, None) is not None for e in examples):
       batch = batch.replace(**{field: np.zeros((p, k), np.float32)})
   for i, example in enumerate(examples):
     if example is not None:
@@ -164,14 +164,32 @@ def _write(batch: PreferenceBatch, i: int, example: Example) -> None:
     batch.responses[i, k, : len(response)] = response
     batch.response_length[i, k] = len(response)
     batch.mask[i, k, : len(response)] = True
-    batch.weight[i, k] = 1.0
+  batch.weight[i, : len(example.responses) - example.further] = 1.0
   m = len(example.chosen)
   if m:
     batch.chosen[i, :m] = example.chosen
     batch.rejected[i, :m] = example.rejected
     batch.preference[i, :m] = example.preference
     batch.pair_weight[i, :m] = 1.0
-  if example.labels is not None:
-    batch.label[i, : len(example.labels)] = example.labels
-  if example.win_rates is not None:
-    batch.win_rate[i, : len(example.win_rates)] = example.win_rates
+  labels, win_rates = _shares_of_pairs(example)
+  for field, given, derived in (
+    (batch.label, example.labels, labels),
+    (batch.win_rate, example.win_rates, win_rates),
+  ):
+    if field is not None:
+      values = derived if given is None else given
+      field[i, : len(values)] = values
+
+
+def _shares_of_pairs(example: Example):
+  """What pairs say of single responses: the share won, and P(y > pi_t) from it.
+
+  A label is the mean preference over a response's pairs (1/2 for one in none); a win
+  rate counts the response itself too, with 1/2, as SPPO (arXiv:2405.00675) does.
+  """
+  won, met = np.zeros((2, len(example.responses)), np.float32)
+  np.add.at(won, example.chosen, example.preference)
+  np.add.at(won, example.rejected, 1.0 - example.preference)
+  np.add.at(met, np.concatenate([example.chosen, example.rejected]), 1.0)
+  labels = np.where(met > 0, won / np.maximum(met, 1.0), 0.5)
+  return labels, (won + 0.5) / (met + 1.0)

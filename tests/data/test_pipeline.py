@@ -6,6 +6,7 @@ import tiny
 
 from prefjax.data.buckets import Cell, Grid
 from prefjax.data.encoding import Example
+from prefjax.data.mismatched import mismatched
 from prefjax.data.pipeline import Batches, Stored, assemble, offsets
 from prefjax.data.records import Pair, Record
 from prefjax.errors import InputError
@@ -176,8 +177,8 @@ def test_assemble_by_hand():
       [[0, 0, 0, 0], [0, 0, 0, 0]],
     ],
     weight=[[1, 1], [1, 0], [0, 0]],
-    label=[[1, 0.5], [0, 0], [0, 0]],
-    win_rate=[[0.25, 0.5], [0, 0], [0, 0]],
+    label=[[1, 0.5], [0.5, 0], [0, 0]],
+    win_rate=[[0.25, 0.5], [0.5, 0], [0, 0]],
     chosen=[[1, 0], [0, 0], [0, 0]],
     rejected=[[0, 0], [0, 0], [0, 0]],
     preference=[[0.75, 0], [0, 0], [0, 0]],
@@ -186,6 +187,38 @@ def test_assemble_by_hand():
   for name, value in expected.items():
     np.testing.assert_array_equal(getattr(batch, name), value, err_msg=name)
   assert batch.reference_logps is None
+
+
+def test_labels_and_win_rates_are_counted_from_pairs():
+  # 0 beats 1 (0.75 to 0.25) and 2 for sure; 3 is in no pair
+  example = Example(
+    prompt=ints(1),
+    responses=(ints(4), ints(5), ints(6), ints(7)),
+    chosen=ints(0, 0),
+    rejected=ints(1, 2),
+    preference=np.array([0.75, 1.0], np.float32),
+  )
+  batch = assemble([example], Cell(1, 4, 1, 1), pairs=2)
+  np.testing.assert_allclose(batch.label, [[1.75 / 2, 0.25, 0.0, 0.5]])
+  # itself included with a half
+  np.testing.assert_allclose(batch.win_rate, [[2.25 / 3, 0.75 / 2, 0.25, 0.5]])
+
+
+def test_mismatched_responses_are_the_next_prompts_and_weigh_nothing(make, data):
+  shifted = mismatched(data)
+  assert shifted.digest != data.digest
+  assert shifted.response_length.shape == (13, 3)
+  for i in range(13):
+    example, plain, other = shifted[i], data[i], data[(i + 1) % 13]
+    assert len(example.responses) == len(plain.responses) + 1
+    np.testing.assert_array_equal(example.responses[-1], other.responses[0])
+    lengths = [len(response) for response in example.responses]
+    np.testing.assert_array_equal(shifted.response_length[i][: len(lengths)], lengths)
+  (batch,) = make(data=shifted, batch_size=13, max_tokens=10_000).at(0)
+  check_batch(batch)
+  further = (batch.weight == 0) & batch.mask.any(axis=-1)
+  np.testing.assert_array_equal(further.sum(axis=1)[:13], 1)
+  assert batch.weight.sum() == (data.response_length > 0).sum()
 
 
 def test_without_pairs_labels_or_win_rates_the_fields_are_none():

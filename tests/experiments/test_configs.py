@@ -12,13 +12,18 @@ from prefjax import objectives
 from prefjax.models import decoder
 
 FOLDER = Path('experiments/configs')
-PAIRWISE = sorted(name for name, r in objectives.RECIPES.items() if 'pairs' in r.needs)
+# Everything learns from pairs: labels and win rates are counted from them.
+LEARNT = sorted(
+  name for name, r in objectives.RECIPES.items() if 'scores' not in r.needs
+)
 SMOKES = [
   ('sft', 'sft/sentiment.py:smoke', False),
   ('check', 'dpo/sentiment.py:smoke', False),
   ('check', 'dpo/hh.py:smoke', True),
-  *(('dpo', f'dpo/sentiment.py:{name},smoke', False) for name in PAIRWISE),
-  *(('dpo', f'dpo/hh.py:{name},smoke', True) for name in PAIRWISE),
+  *(('dpo', f'dpo/sentiment.py:{name},smoke', False) for name in LEARNT),
+  *(
+    ('dpo', f'dpo/hh.py:{name},smoke', True) for name in ('dpo', 'kto', 'simpo', 'sppo')
+  ),
   ('dpo', 'dpo/tldr.py:smoke', True),
 ]
 

@@ -17,6 +17,18 @@ Variants: the name of any pairwise recipe (default `dpo`); beside it
 
 from experiments.configs import blocks
 
+# The paper's beta, and values in use for the other recipes.
+OBJECTIVES = dict(
+  beta=0.1,
+  tau=0.1,
+  flip_probability=0.1,
+  gamma=0.3,
+  coefficient=0.2,
+  alpha=0.1,
+  tail=0.5,
+  eta=10.0,
+)
+
 
 def get_config(variant='dpo'):
   name, flags = blocks.parse(variant, default='dpo')
@@ -55,7 +67,7 @@ def get_config(variant='dpo'):
     optimizer=blocks.optimizer('rmsprop', 5e-7, warmup_steps=150, clip_norm=10.0),
     train=blocks.train(2500, eval_every=500, save_every=500),
   )
-  config.objective = blocks.objective(name, beta=0.1, tau=0.1, flip_probability=0.1)
+  config.objective = blocks.objective(name, **OBJECTIVES)
   rate = 5e-7 if 'repository' in flags else 1e-6
   config.optimizer = blocks.optimizer('rmsprop', rate, warmup_steps=150, clip_norm=10.0)
   config.train = blocks.train(2500, eval_every=300, save_every=300)

@@ -7,8 +7,9 @@ on mixed reviews; it writes four responses to each prompt, and all six pairs are
 labelled by Bradley-Terry draws from the true reward. The run ends with true reward,
 KL, and the exact frontier between them.
 
-Variants: the name of any pairwise recipe (default `dpo`), or the import path of your
-own; `smoke` beside it, as in `:ipo,smoke`, for a run of seconds.
+Variants: the name of any recipe (default `dpo`), or the import path of your own;
+`smoke` beside it, as in `:ipo,smoke`, for a run of seconds. Labels and win rates, for
+recipes on single responses, are counted from the pairs.
 """
 
 from experiments.configs import blocks
@@ -18,6 +19,11 @@ OBJECTIVES = dict(
   beta=0.3,
   tau=0.3,
   flip_probability=0.1,
+  gamma=0.3,
+  coefficient=0.3,
+  alpha=0.1,
+  tail=0.5,
+  eta=3.0,
 )
 
 
