@@ -1,0 +1,1 @@
+"""Worlds small enough to enumerate: every expectation is a sum, every optimum exact."""
