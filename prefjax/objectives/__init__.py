@@ -60,7 +60,7 @@ from prefjax.objectives.scores import (
   mean_log_prob,
   mean_log_ratio,
 )
-from prefjax.objectives.sppo import sppo, sppo_hard, sppo_single
+from prefjax.objectives.self_play import sppo, sppo_hard, sppo_single
 from prefjax.objectives.supervised import sft
 from prefjax.objectives.transport import aot, aot_unpaired
 

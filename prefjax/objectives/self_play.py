@@ -27,10 +27,12 @@ def half_log_normaliser(eta: Scalar) -> Array:
 def ordered_log_normaliser(eta: Scalar) -> Array:
   """log((e^eta - 1) / eta): log Z where responses are strictly ranked.
 
-  SPPO, Appendix A.4. As eta + log((1 - e^-eta) / eta), which does not overflow.
+  SPPO, Appendix A.4. As eta + log((1 - e^-eta) / eta), which does not overflow; where
+  that cancels, by its series.
   """
   eta = jnp.asarray(eta)
-  return eta + jnp.log(-jnp.expm1(-eta) / eta)
+  series = 0.5 * eta + jnp.square(eta) / 24.0
+  return jnp.where(eta < 0.05, series, eta + jnp.log(-jnp.expm1(-eta) / eta))
 
 
 def sampled_log_normaliser(

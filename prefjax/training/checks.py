@@ -42,9 +42,12 @@ def step_zero(
   Drifts, margin and KL are 0, and the loss is that of the stored log-probs
   themselves (log 2 for DPO). The tolerance is measured: the same batch is scored
   again with its arrays padded to other lengths, and ten times the difference that
-  this makes is allowed.
+  this makes is allowed. Without a reference nothing is known, and nothing checked.
   """
-  first = np.asarray(step.score(params, batch).logps)
+  if batch.reference_logps is None:
+    return []
+  scored = step.score(params, batch)
+  first = np.asarray(scored.logps)
   wider = widened(batch)
   t = batch.responses.shape[-1]
   second = np.asarray(step.score(params, wider).logps)[..., :t]
@@ -57,11 +60,9 @@ def step_zero(
     for name in ('chosen_drift', 'rejected_drift', 'margin', 'kl_to_reference')
     if name in values
   ]
-  if batch.reference_logps is None:
-    return checks
-  exact = _loss(step, batch.reference_logps, batch)
+  exact = _loss(step, scored, batch.reference_logps, batch)
   moved = [
-    _loss(step, batch.reference_logps + shift, batch)
+    _loss(step, scored, batch.reference_logps + shift, batch)
     for shift in _shifts(batch, tolerance)
   ]
   change = max(abs(loss - exact) for loss in moved)
@@ -96,9 +97,8 @@ def widened(batch: PreferenceBatch, by: int = 8) -> PreferenceBatch:
   return batch.replace(prompts=prompts, **longer)
 
 
-def _loss(step: Step, logps: Any, batch: PreferenceBatch) -> float:
-  nothing = jnp.zeros(batch.mask.shape)
-  outputs = Outputs(jnp.asarray(logps), nothing, nothing, nothing)
+def _loss(step: Step, scored: Outputs, logps: Any, batch: PreferenceBatch) -> float:
+  outputs = scored.replace(logps=jnp.asarray(logps))
   batch = jax.tree.map(jnp.asarray, batch)
   return float(step.objective.build()(outputs, batch)[0].value())
 

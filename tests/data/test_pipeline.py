@@ -204,6 +204,21 @@ def test_labels_and_win_rates_are_counted_from_pairs():
   np.testing.assert_allclose(batch.win_rate, [[2.25 / 3, 0.75 / 2, 0.25, 0.5]])
 
 
+@pytest.mark.parametrize(('k', 'want'), [(2, 0.75), (5, 0.9)])
+def test_the_win_rate_of_one_that_beats_all_counts_itself_a_half(k, want):
+  # The targets of SPPO are eta / 4 and 0.4 eta.
+  losers = np.arange(1, k, dtype=np.int32)
+  example = Example(
+    prompt=ints(1),
+    responses=(ints(4),) * k,
+    chosen=np.zeros_like(losers),
+    rejected=losers,
+    preference=np.ones(k - 1, np.float32),
+  )
+  batch = assemble([example], Cell(1, k, 1, 1), pairs=k - 1)
+  np.testing.assert_allclose(batch.win_rate[0, 0], want, rtol=1e-6)
+
+
 def test_mismatched_responses_are_the_next_prompts_and_weigh_nothing(make, data):
   shifted = mismatched(data)
   assert shifted.digest != data.digest

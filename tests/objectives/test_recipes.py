@@ -11,13 +11,31 @@ from prefjax.objectives import recipes
 from prefjax.types import Outputs, PreferenceBatch
 
 # What has no default, and must be chosen.
-BETA_ALONE = (
-  'aot aot_unpaired apo_down apo_zero bco bco_pair cpo cross_entropy discopop dpo dpop '
-  'exo_pair f_dpo hinge kto nca nca_pair odpo rpo wpo'
-).split()
+BETA_ALONE = [
+  'aot',
+  'aot_unpaired',
+  'apo_down',
+  'apo_zero',
+  'bco',
+  'bco_pair',
+  'cpo',
+  'cross_entropy',
+  'discopop',
+  'dpo',
+  'dpop',
+  'exo_pair',
+  'f_dpo',
+  'hinge',
+  'kto',
+  'nca',
+  'nca_pair',
+  'odpo',
+  'rpo',
+  'wpo',
+]
 SMALLEST = {
-  **dict.fromkeys(BETA_ALONE, {'beta': 0.1}),
-  **dict.fromkeys(['sppo', 'sppo_hard', 'sppo_single'], {'eta': 2.0}),
+  **{name: {'beta': 0.1} for name in BETA_ALONE},
+  **{name: {'eta': 2.0} for name in ('sppo', 'sppo_hard', 'sppo_single')},
   'ipo': {'tau': 0.1},
   'ld_dpo': {'beta': 0.1, 'tail': 0.5},
   'orpo': {'coefficient': 0.2},

@@ -7,7 +7,7 @@ import pytest
 
 from prefjax import objectives
 from prefjax.errors import InputError
-from prefjax.objectives import links
+from prefjax.objectives import links, self_play, transport
 from prefjax.types import weighted_mean
 
 MASK = np.array([[True, False, False], [True, True, True]])
@@ -151,3 +151,45 @@ def test_weighted_mean(values, weights, total, weight, value):
 def test_weighted_mean_of_nothing_has_no_gradient():
   gradient = jax.grad(lambda x: weighted_mean(x, 0.0 * x).value())(jnp.ones(2))
   np.testing.assert_array_equal(gradient, [0.0, 0.0])
+
+
+@pytest.mark.parametrize(
+  ('eta', 'want'),
+  # The paper prints 0.54 eta for 1, and about eta for 1e3.
+  [
+    (1e-6, 5e-7),
+    (0.01, 0.00500417),
+    (1.0, 0.541325),
+    (5.0, 3.383800),
+    (1e3, 993.09224),
+  ],
+)
+def test_log_normaliser_of_a_strict_ranking(eta, want):
+  got = self_play.ordered_log_normaliser(jnp.float32(eta))
+  np.testing.assert_allclose(got, want, rtol=2e-6)
+
+
+def test_log_normaliser_of_samples():
+  # log((e + 3 e^0.5) / 4) and, for no sample, 0
+  win_rate = jnp.array([[0.5, 0.25, np.nan], [np.nan, np.nan, np.nan]])
+  weight = jnp.array([[1.0, 3.0, 0.0], [0.0, 0.0, 0.0]])
+  got = self_play.sampled_log_normaliser(win_rate, weight, 2.0)
+  np.testing.assert_allclose(got, [[0.6502975], [0.0]], rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+  ('first', 'second', 'gaps'),
+  # equal weights: sorted minus sorted; 3/4 and 1/4: the quantiles between
+  [
+    (([3.0, 1.0], [1.0, 1.0]), ([0.0, 5.0], [1.0, 1.0]), [(1.0, 1.0), (-2.0, 1.0)]),
+    (
+      ([2.0, 0.0], [0.25, 0.75]),
+      ([1.0, 0.0], [0.5, 0.5]),
+      [(0.0, 0.5), (-1.0, 0.25), (1.0, 0.25)],
+    ),
+  ],
+)
+def test_gaps_between_quantiles(first, second, gaps):
+  found = transport.quantile_gaps(*map(jnp.asarray, (*first, *second)))
+  lasting = [(float(g), float(w)) for g, w in zip(*found, strict=True) if w > 0]
+  np.testing.assert_allclose(lasting, gaps)
