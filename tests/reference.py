@@ -707,6 +707,20 @@ def preference_metrics(logps, reference_logps, mask, pairs, *, scale):
   }
 
 
+def reward_quality(scores, length, pairs):
+  """Brier score, and how often the longer of two unequal ones is scored higher."""
+  gaps = [
+    (weight, q, scores[i, win] - scores[i, lose], length[i, win] - length[i, lose])
+    for weight, q, i, win, lose in each_pair(pairs)
+  ]
+  return {
+    'brier': _mean((w, (sigmoid(gap) - q) ** 2) for w, q, gap, _ in gaps),
+    'longer_scored_higher': _mean(
+      (w, float((gap > 0) == (more > 0))) for w, _, gap, more in gaps if more != 0
+    ),
+  }
+
+
 def kl_k1(logps, reference_logps, mask, weight):
   """The mean summed log-ratio; estimates KL if the policy made the responses.
 

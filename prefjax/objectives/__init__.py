@@ -54,6 +54,7 @@ from prefjax.objectives.reference_free import (
   simpo,
   unlikelihood,
 )
+from prefjax.objectives.reward import bradley_terry
 from prefjax.objectives.scores import (
   log_prob,
   log_ratio,
@@ -99,6 +100,8 @@ _CATALOGUE = (
   sppo,
   sppo_single,
   sppo_hard,
+  # reward models
+  bradley_terry,
   # likelihood
   sft,
 )
@@ -135,6 +138,7 @@ __all__ = [
   'apo_zero',
   'bco',
   'bco_pair',
+  'bradley_terry',
   'chosen_nll',
   'cpo',
   'create',

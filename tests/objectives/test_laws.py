@@ -43,6 +43,7 @@ class Case(NamedTuple):
   score: str = 'ratio'  # what the reward is a multiple of
   on_margin: bool = False  # reads the difference of two log-ratios only
   constants: Callable[..., dict[str, Any]] = lambda logps, batch: {}
+  more: Callable[..., dict[str, float]] = lambda logps, batch: {}  # own metrics
 
 
 def on_pairs(function, **hyper):
@@ -128,6 +129,12 @@ def wpo_constants(logps, batch):
   return {'weights': ref.wpo_weights(logps, collision(logps), batch.mask)}
 
 
+def reward_quality(logps, batch):
+  return ref.reward_quality(
+    ref.sums(logps, batch.mask), batch.response_length, pairs(batch)
+  )
+
+
 def rpo_reference(reduction):
   def reference(logps, batch):
     nll = on_policy(ref.chosen_nll, reduction=reduction)(logps, batch)
@@ -211,6 +218,16 @@ CASES = {
     'preferred_ft', function=ref.chosen_nll, reduction='sum', scale=1.0, score='prob'
   ),
   'unlikelihood': free_case('unlikelihood', alpha=0.3, scale=1.0, score='prob'),
+  'bradley_terry': Case(
+    'bradley_terry',
+    {'margin': 0.5, 'centre_coefficient': 0.1},
+    lambda logps, batch: ref.bradley_terry(
+      ref.sums(logps, batch.mask), pairs(batch), margin=0.5, centre_coefficient=0.1
+    ),
+    1.0,
+    'prob',
+    more=reward_quality,
+  ),
   'kto': Case('kto', KTO, on_labels(ref.kto, **KTO), 0.3, constants=kto_constants),
   'bco': Case(
     'bco', {'beta': 0.3}, on_labels(ref.bco, beta=0.3), 0.3, constants=bco_constants
@@ -398,16 +415,20 @@ def graded(name):
   function = loss_fn(name)
 
   def value(logps, batch):
-    loss, metrics = function(outputs(logps), batch)
+    loss, metrics = function(outputs(logps, batch), batch)
     return loss.value(), (loss, metrics)
 
   return jax.value_and_grad(value, has_aux=True)
 
 
-def outputs(logps):
-  """What a forward gives; the collision is any function, with no gradient."""
+def outputs(logps, batch):
+  """What a forward gives: any collision, without gradient, and sums as scores."""
   constant = jax.lax.stop_gradient(logps)
-  return Outputs(logps=logps, collision=jnp.exp(0.5 * jnp.clip(constant, -10.0, 0.0)))
+  return Outputs(
+    logps=logps,
+    collision=jnp.exp(0.5 * jnp.clip(constant, -10.0, 0.0)),
+    scores=jnp.sum(logps, axis=-1, where=batch.mask),
+  )
 
 
 def evaluate(name, logps, batch):
@@ -470,7 +491,7 @@ def expected_metrics(case, logps, batch):
   if 'mean' in case.score:
     length = np.maximum(ref.lengths(batch.mask), 1)[..., None]
     arrays = [x / length for x in arrays]
-  return want | measure(*arrays) | drift
+  return want | measure(*arrays) | drift | case.more(logps, batch)
 
 
 def assert_same(got, want, tolerance=1e-10):
@@ -550,7 +571,7 @@ def test_at_the_reference_dpo_is_log_2(x64, smoothing):
   _, batch = random_batch()
   logps, batch = as_jax(batch.reference_logps, batch)
   dpo = objectives.create('dpo', beta=0.1, label_smoothing=smoothing).build()
-  loss, metrics = dpo(outputs(logps), batch)
+  loss, metrics = dpo(outputs(logps, batch), batch)
   np.testing.assert_allclose(loss.value(), np.log(2.0), rtol=1e-12)
   for key, want in {
     'margin': 0.0,
@@ -664,7 +685,7 @@ def halves(logps, batch):
 
 
 def measure(function, logps, batch):
-  loss, metrics = function(outputs(logps), batch)
+  loss, metrics = function(outputs(logps, batch), batch)
   return {'loss': loss, **metrics}
 
 
@@ -711,7 +732,7 @@ def test_add_keeps_two_denominators(x64):
 
 def as_outputs(logps, batch):
   logps, batch = as_jax(logps, batch)
-  return outputs(logps), batch
+  return outputs(logps, batch), batch
 
 
 # Law 9: wrong variants, pinned as different -----------------------------------

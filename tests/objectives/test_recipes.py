@@ -36,6 +36,7 @@ BETA_ALONE = [
 SMALLEST = {
   **{name: {'beta': 0.1} for name in BETA_ALONE},
   **{name: {'eta': 2.0} for name in ('sppo', 'sppo_hard', 'sppo_single')},
+  'bradley_terry': {},
   'ipo': {'tau': 0.1},
   'ld_dpo': {'beta': 0.1, 'tail': 0.5},
   'orpo': {'coefficient': 0.2},
@@ -202,7 +203,9 @@ def test_every_recipe_takes_traced_numbers(name):
   objective = objectives.create(name, **SMALLEST[name])
 
   def loss(numbers):
-    outputs = Outputs(logps=logps, collision=jnp.full((1, 2, 1), 0.5))
+    outputs = Outputs(
+      logps=logps, collision=jnp.full((1, 2, 1), 0.5), scores=logps[..., 0]
+    )
     return objective.build(numbers)(outputs, batch)[0].value()
 
   traced = jax.jit(loss)(objective.numbers)
