@@ -18,7 +18,7 @@ from prefjax.objectives.pairing import (
   smoothed,
   unflipped,
 )
-from prefjax.objectives.pairwise import (
+from prefjax.objectives.pairs import (
   apo_down,
   apo_zero,
   bco_pair,

@@ -1,3 +1,4 @@
+import inspect
 import sys
 
 import jax
@@ -210,6 +211,12 @@ def test_every_recipe_takes_traced_numbers(name):
 
   traced = jax.jit(loss)(objective.numbers)
   np.testing.assert_allclose(traced, loss(None), rtol=1e-6)
+
+
+def test_no_module_hides_what_the_package_offers():
+  # Importing `objectives.x` gives the package an attribute `x`.
+  for name in objectives.__all__:
+    assert not inspect.ismodule(getattr(objectives, name)), name
 
 
 # One's own --------------------------------------------------------------------

@@ -201,7 +201,7 @@ def test_the_prompts_are_dealt_over_the_devices_in_order(name):
     place = MESHES[name].index(shard.device.id)
     part = whole.responses[place * size : (place + 1) * size]
     np.testing.assert_array_equal(shard.data, part)
-  assert batch.label is None
+  assert batch.win_rate is None
 
 
 @pytest.mark.parametrize('p', [1, 4, 7, 12])

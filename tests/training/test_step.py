@@ -102,7 +102,7 @@ def test_what_is_compared_is_worth_comparing(x64):
     whole = bag_whole(name, 'float64')
     for leaf in jax.tree.leaves(whole['gradient']):
       assert leaf.dtype == np.float64
-      assert np.abs(leaf).max() > 1e-2
+      assert np.abs(leaf).max() > 5e-3
     assert {'loss', 'grad_norm', 'learning_rate', 'response_length'} < set(
       whole['metrics']
     )
