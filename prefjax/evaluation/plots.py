@@ -147,6 +147,26 @@ def over_steps(panel: Panel, series: Mapping[str, Series]) -> bytes | None:
   return _png(figure)
 
 
+class Band(NamedTuple):
+  """A line through the means of several runs, and how far they spread."""
+
+  x: np.ndarray
+  mean: np.ndarray
+  low: np.ndarray
+  high: np.ndarray
+
+
+def bands(title: str, x: str, y: str, lines: Mapping[str, Band]) -> bytes:
+  """Lines with their spread, as a PNG; of more than six the colours come again."""
+  figure, axes = _axes(title, x, y)
+  colours = itertools.cycle((BLUE, ORANGE, GREEN, PURPLE, '#E69F00', '#56B4E9'))
+  for (label, band), colour in zip(lines.items(), colours, strict=False):
+    axes.plot(band.x, band.mean, color=colour, linewidth=1.4, label=label)
+    axes.fill_between(band.x, band.low, band.high, color=colour, alpha=0.2, linewidth=0)
+  _legend(axes)
+  return _png(figure)
+
+
 def _draw_train(axes, series, label, colour):
   steps, values = series
   if len(values) < _SMOOTH_FROM:

@@ -171,11 +171,12 @@ def von_neumann_winner(P: Preferences) -> Float[Array, ' n']:
   return jnp.asarray(solved.x[:n])
 
 
-def average_bound(n: int, eta: Scalar, steps: int) -> Array:
+def average_bound(n: int | float, eta: Scalar, steps: int) -> Array:
   """1 - (1 - e^-eta) / (2 eta) + log(n) / (eta T), which P(y > pi_avg) cannot exceed.
 
   For every y, pi_avg the mean of the first T iterates of `multiplicative_weights` from
-  the uniform policy. SPPO (arXiv:2405.00675), App. B, its constants kept.
+  the uniform policy. SPPO (arXiv:2405.00675), App. B, its constants kept. From another
+  start, n is 1 over its smallest probability.
   """
   eta = jnp.asarray(eta)
   return 1.0 + 0.5 * jnp.expm1(-eta) / eta + jnp.log(n) / (eta * steps)

@@ -8,9 +8,14 @@ from typing import NamedTuple
 from absl import flags
 import pytest
 
-from experiments import check, dpo, launch, sft
+from experiments import check, dpo, launch, sft, tabular
 
-MAINS = {'dpo': dpo.main, 'sft': sft.main, 'check': check.main}
+MAINS = {
+  'dpo': dpo.main,
+  'sft': sft.main,
+  'check': check.main,
+  'tabular': tabular.main,
+}
 
 
 class Result(NamedTuple):
