@@ -78,7 +78,10 @@ class RolloutBatch(PreferenceBatch):
   truncated: Any = None  # [p, k] bool, ended by the length limit
   rewards: Any = None  # [p, k, t] float; an outcome sits on the last real token
   advantages: Any = None  # [p, k, t] float
-  values: Any = None  # [p, k, t+1] float, a critic's
+  returns: Any = None  # [p, k, t] float, what a critic is to predict
+  values: Any = None  # [p, k, t+1] float, a critic's when the responses were drawn
+  correction: Any = None  # [p, k, t] float, weight for the sampler's mismatch
+  group_tokens: Any = None  # [p] float, weighted tokens of a prompt's whole group
 
 
 _AXES: Mapping[str, tuple[str, str]] = {
@@ -100,7 +103,10 @@ _AXES: Mapping[str, tuple[str, str]] = {
   'truncated': ('p k', 'bool'),
   'rewards': ('p k t', 'floating'),
   'advantages': ('p k t', 'floating'),
+  'returns': ('p k t', 'floating'),
   'values': ('p k t+1', 'floating'),
+  'correction': ('p k t', 'floating'),
+  'group_tokens': ('p', 'floating'),
 }
 _OPTIONAL_FROM = 'label'
 _KINDS = {'integer': np.integer, 'bool': np.bool_, 'floating': np.floating}
@@ -171,10 +177,14 @@ class Outputs:
 
 @struct.dataclass
 class Head:
-  """The unembedding: `logits = soft_cap * tanh((h @ weight.T + bias) / soft_cap)`."""
+  """The unembedding: `logits = soft_cap * tanh((h @ weight.T + bias) / soft_cap)`.
+
+  A critic or a reward model reads `h @ scalar` beside it.
+  """
 
   weight: Any  # [v, d]
   bias: Any = None  # [v]
+  scalar: Any = None  # [d + 1], the last entry a bias
   soft_cap: float | None = struct.field(pytree_node=False, default=None)
 
 

@@ -11,6 +11,18 @@ from prefjax.objectives import recipes
 from prefjax.objectives.aggregation import sequence_sum, token_mean
 from prefjax.objectives.combine import add
 from prefjax.objectives.links import logistic, squared
+from prefjax.objectives.on_policy import (
+  cispo,
+  critic,
+  dapo,
+  dr_grpo,
+  grpo,
+  gspo,
+  online_dpo,
+  ppo,
+  reinforce_pp,
+  rloo,
+)
 from prefjax.objectives.pairing import (
   on_margin,
   on_scores,
@@ -37,6 +49,7 @@ from prefjax.objectives.pairs import (
   wpo,
 )
 from prefjax.objectives.pointwise import bco, cross_entropy, kto, nca
+from prefjax.objectives.policy_gradient import PolicyObjective
 from prefjax.objectives.recipes import (
   BelowHalf,
   Field,
@@ -104,6 +117,17 @@ _CATALOGUE = (
   bradley_terry,
   # likelihood
   sft,
+  # rollouts
+  grpo,
+  dr_grpo,
+  dapo,
+  gspo,
+  cispo,
+  rloo,
+  reinforce_pp,
+  ppo,
+  critic,
+  online_dpo,
 )
 RECIPES = {function.__name__: function for function in _CATALOGUE}
 
@@ -130,6 +154,7 @@ __all__ = [
   'Interval',
   'NonNegative',
   'Objective',
+  'PolicyObjective',
   'Positive',
   'add',
   'aot',
@@ -140,15 +165,21 @@ __all__ = [
   'bco_pair',
   'bradley_terry',
   'chosen_nll',
+  'cispo',
   'cpo',
   'create',
+  'critic',
   'cross_entropy',
+  'dapo',
   'discopop',
   'dpo',
   'dpop',
+  'dr_grpo',
   'exo_pair',
   'f_dpo',
   'fields',
+  'grpo',
+  'gspo',
   'hinge',
   'ipo',
   'kto',
@@ -163,10 +194,14 @@ __all__ = [
   'odpo',
   'on_margin',
   'on_scores',
+  'online_dpo',
   'orpo',
   'pairwise',
+  'ppo',
   'preferred_ft',
   'recipe',
+  'reinforce_pp',
+  'rloo',
   'robust_dpo',
   'rpo',
   'sequence_sum',

@@ -55,7 +55,8 @@ def k3(d: Tokens) -> Tokens:
 def k3_as_k2(d: Tokens) -> Tokens:
   """The value of k3 with the gradient of k2: what is read and what is learnt agree."""
   learnt = k2(d)
-  return learnt + jax.lax.stop_gradient(k3(d) - learnt)
+  # The value alone first: k3 - k2 + k2 would lose its digits where k2 is huge.
+  return jax.lax.stop_gradient(k3(d)) + (learnt - jax.lax.stop_gradient(learnt))
 
 
 DIVERGENCES: dict[str, Divergence] = {

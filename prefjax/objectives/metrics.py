@@ -38,7 +38,7 @@ def preference_metrics(
     'accuracy': (u > 0).astype(u.dtype),
     'gradient_coefficient': jax.nn.sigmoid(-u),
   }
-  if batch.reference_logps is not None:
+  if batch.reference_logps is not None and outputs.logps is not None:
     drift = scores.log_ratio(outputs.logps, batch.reference_logps, batch.mask)
     for name in ('chosen', 'rejected'):
       index = getattr(batch, name)
@@ -56,7 +56,7 @@ def response_metrics(outputs: Outputs, batch: PreferenceBatch) -> dict[str, Mean
   response: the k3 estimate, without bias for KL(pi_ref || pi) where the responses
   are samples of the reference, and a distance on this data where they are not.
   """
-  dtype = outputs.logps.dtype
+  dtype = batch.weight.dtype
   present = (batch.response_length > 0) & (batch.weight > 0)
   present = present.astype(dtype)
   means = {
@@ -64,7 +64,7 @@ def response_metrics(outputs: Outputs, batch: PreferenceBatch) -> dict[str, Mean
   }
   if outputs.entropy is not None:
     means['entropy'] = aggregation.token_mean(outputs.entropy, batch.mask, present)
-  if batch.reference_logps is not None:
+  if batch.reference_logps is not None and outputs.logps is not None:
     d = jnp.minimum(outputs.logps - batch.reference_logps, _LARGEST_LOG_RATIO)
     means['kl_to_reference'] = aggregation.sequence_sum(
       jnp.expm1(d) - d, batch.mask, present

@@ -33,6 +33,8 @@ NEEDS = (
   'entropy',
   'collision',
   'kl',
+  'truncated',
+  'rewards',
   'values',
   'scores',
 )
@@ -65,23 +67,36 @@ BelowHalf = Annotated[Scalar, Interval(low=0.0, high=0.5, open_high=True)]
 
 
 def recipe(
-  *, needs: Collection[str] = (), couples_batch: bool = False
+  *,
+  needs: Collection[str] = (),
+  needs_where: Callable[[Mapping[str, Any]], Collection[str]] | None = None,
+  couples_batch: bool = False,
+  logps: bool = True,
 ) -> Callable[[Recipe], Recipe]:
   """Declares what the objective of a recipe reads beside log-probs.
 
-  `couples_batch` says that its loss is no sum over prompts (a sort or a mean over
-  the whole batch stands inside a nonlinearity).
+  `needs_where` adds what it reads for some structure alone (a KL to the reference,
+  where there is one). `couples_batch` says that its loss is no sum over prompts (a
+  sort or a mean over the whole batch stands inside a nonlinearity). `logps=False`
+  says that it reads no log-probs, so that none are formed.
   """
-  unknown = sorted(set(needs) - set(NEEDS))
-  if unknown:
-    raise InputError(f'Unknown needs {unknown}; known are {list(NEEDS)}.')
+  always = _known(frozenset(needs))
 
   def declare(function: Recipe) -> Recipe:
-    function.needs = frozenset(needs)
+    function.needs = always
+    function.needs_where = needs_where
     function.couples_batch = couples_batch
+    function.logps = logps
     return function
 
   return declare
+
+
+def _known(needs: frozenset[str]) -> frozenset[str]:
+  unknown = sorted(needs - set(NEEDS))
+  if unknown:
+    raise InputError(f'Unknown needs {unknown}; known are {list(NEEDS)}.')
+  return needs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,7 +144,16 @@ class Objective:
 
   @property
   def needs(self) -> frozenset[str]:
-    return getattr(self.recipe, 'needs', frozenset())
+    always = getattr(self.recipe, 'needs', frozenset())
+    where = getattr(self.recipe, 'needs_where', None)
+    needs = always.union(where(self.structure)) if where else always
+    return _known(needs)
+
+  @property
+  def reads(self) -> frozenset[str]:
+    """What a forward must give it: its needs, and log-probs unless it reads none."""
+    logps = ('logps',) if getattr(self.recipe, 'logps', True) else ()
+    return self.needs.union(logps)
 
   @property
   def couples_batch(self) -> bool:
@@ -206,7 +230,8 @@ def _number(name, key, value, interval):
 
 def _structure(name, key, value, kind):
   choices = typing.get_args(kind) if typing.get_origin(kind) is Literal else ()
-  if choices and value not in choices:
+  # 1.0 == 1 and True == 1, but neither is the choice 1.
+  if choices and (type(value), value) not in [(type(c), c) for c in choices]:
     raise InputError(
       f'objective.{key} of {name} must be one of {list(choices)}, got {value!r}.'
     )

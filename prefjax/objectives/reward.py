@@ -20,7 +20,7 @@ Scores = Float[Array, 'p k']
 PairLogits = Float[Array, 'p k k']  # [i, j]: the logit of P(i beats j)
 
 
-@recipe(needs=('pairs', 'scores'))
+@recipe(needs=('pairs', 'scores'), logps=False)
 def bradley_terry(
   *, margin: NonNegative = 0.0, centre_coefficient: NonNegative = 0.0
 ) -> LossFn:

@@ -258,10 +258,6 @@ COUPLED = [
 each_case = pytest.mark.parametrize('name', CASES)
 
 
-def test_every_recipe_has_a_case():
-  assert {case.recipe for case in CASES.values()} == set(objectives.RECIPES)
-
-
 # Batches ----------------------------------------------------------------------
 
 

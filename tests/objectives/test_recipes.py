@@ -9,9 +9,23 @@ import pytest
 from prefjax import objectives
 from prefjax.errors import InputError
 from prefjax.objectives import recipes
-from prefjax.types import Outputs, PreferenceBatch
+from prefjax.types import Outputs, RolloutBatch
 
 # What has no default, and must be chosen.
+NOTHING = [
+  'bradley_terry',
+  'cispo',
+  'critic',
+  'dapo',
+  'grpo',
+  'gspo',
+  'online_dpo',
+  'ppo',
+  'preferred_ft',
+  'reinforce_pp',
+  'rloo',
+  'sft',
+]
 BETA_ALONE = [
   'aot',
   'aot_unpaired',
@@ -35,15 +49,14 @@ BETA_ALONE = [
   'wpo',
 ]
 SMALLEST = {
+  **{name: {} for name in NOTHING},
   **{name: {'beta': 0.1} for name in BETA_ALONE},
   **{name: {'eta': 2.0} for name in ('sppo', 'sppo_hard', 'sppo_single')},
-  'bradley_terry': {},
+  'dr_grpo': {'max_length': 8.0},
   'ipo': {'tau': 0.1},
   'ld_dpo': {'beta': 0.1, 'tail': 0.5},
   'orpo': {'coefficient': 0.2},
-  'preferred_ft': {},
   'robust_dpo': {'beta': 0.1, 'flip_probability': 0.2},
-  'sft': {},
   'simpo': {'beta': 2.0, 'gamma': 0.5},
   'unlikelihood': {'alpha': 0.1},
 }
@@ -57,6 +70,17 @@ from prefjax.types import Mean
 def mine(*, sharpness: Positive, shift: float = 0.5, top: int = 3,
          side: Literal['left', 'right'] = 'left'):
   return lambda outputs, batch: (Mean(sharpness * outputs.logps.sum(), 1.0), {})
+
+@recipe(
+  needs=('rewards',),
+  needs_where=lambda structure: ('values',) if structure['judged'] else (),
+  logps=False,
+)
+def judged(*, judged: bool = True):
+  return lambda outputs, batch: (Mean(outputs.values.sum(), 1.0), {})
+
+def undeclared(*, beta: Positive):
+  return None
 
 def positional(beta):
   return None
@@ -164,7 +188,7 @@ def test_the_ends_of_an_interval(key):
 def one_pair():
   return jax.tree.map(
     jnp.asarray,
-    PreferenceBatch(
+    RolloutBatch(
       prompts=np.zeros((1, 1), np.int32),
       responses=np.zeros((1, 2, 1), np.int32),
       prompt_length=np.ones(1, np.int32),
@@ -178,6 +202,10 @@ def one_pair():
       rejected=np.ones((1, 1), np.int32),
       preference=np.ones((1, 1), np.float32),
       pair_weight=np.ones((1, 1), np.float32),
+      old_logps=np.zeros((1, 2, 1), np.float32),
+      advantages=np.array([[[1.0], [-1.0]]], np.float32),
+      returns=np.zeros((1, 2, 1), np.float32),
+      values=np.zeros((1, 2, 2), np.float32),
     ),
   )
 
@@ -205,7 +233,10 @@ def test_every_recipe_takes_traced_numbers(name):
 
   def loss(numbers):
     outputs = Outputs(
-      logps=logps, collision=jnp.full((1, 2, 1), 0.5), scores=logps[..., 0]
+      logps=logps,
+      collision=jnp.full((1, 2, 1), 0.5),
+      scores=logps[..., 0],
+      values=jnp.ones((1, 2, 2)),
     )
     return objective.build(numbers)(outputs, batch)[0].value()
 
@@ -259,6 +290,28 @@ def test_ones_own_objective_is_checked_too(own, given, word):
 def test_what_is_no_recipe_is_refused(own, name, word):
   with pytest.raises(InputError, match=word):
     objectives.create(f'someones_objective.{name}', beta=1.0)
+
+
+@pytest.mark.parametrize(
+  ('name', 'given', 'needs', 'reads'),
+  [
+    ('mine', {'sharpness': 1.0}, {'label', 'entropy'}, {'label', 'entropy', 'logps'}),
+    ('judged', {}, {'rewards', 'values'}, {'rewards', 'values'}),
+    ('judged', {'judged': False}, {'rewards'}, {'rewards'}),
+    ('undeclared', {'beta': 1.0}, set(), {'logps'}),
+  ],
+)
+def test_what_is_needed_may_depend_on_structure_and_leave_out_logps(
+  own, name, given, needs, reads
+):
+  objective = objectives.create(f'someones_objective.{name}', **given)
+  assert (objective.needs, objective.reads) == (needs, reads)
+
+
+def test_a_reward_model_reads_no_logps_and_dpo_does():
+  assert objectives.create('bradley_terry').reads == {'pairs', 'scores'}
+  dpo = objectives.create('dpo', beta=0.1)
+  assert dpo.reads == {'pairs', 'reference_logps', 'logps'}
 
 
 def test_an_unknown_need_is_refused():
