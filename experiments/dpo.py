@@ -13,8 +13,7 @@ import jaxlib
 
 from experiments import build, evaluate, launch, preferences, sft
 from experiments.build import Config, Model, Split
-from prefjax.data.tokenizers import SentencePiece
-from prefjax.errors import InputError
+from prefjax.data.tokenizers import Tokenizer
 from prefjax.training import checks, monitor
 from prefjax.training import reference as references
 from prefjax.training.loop import Loop
@@ -30,7 +29,7 @@ class Setting(NamedTuple):
   """All that stands before the first update."""
 
   model: Model
-  tokenizer: SentencePiece
+  tokenizer: Tokenizer
   reference: Any  # parameters
   step: Step
   batches: Split
@@ -38,9 +37,10 @@ class Setting(NamedTuple):
 
 def main(config: Config, workdir: Path, cache: Path) -> None:
   """Reference, preferences, stored log-probs, training, evaluation, report."""
-  for part in (config, likelihood_config(config)):
+  for part in (config, sft.likelihood_config(config)):
     build.validate(part)
   preferences.check(config)
+  build.moving(config)
   run = sft.opened(config, workdir)
   if run.finished:
     sft.print_summary(run)
@@ -52,6 +52,7 @@ def main(config: Config, workdir: Path, cache: Path) -> None:
     step=setting.step,
     batches=setting.batches.train,
     held_out=setting.batches.held_out,
+    moving=build.moving(config),
     plan=build.plan(config),
     folder=run.folder,
     clock=clock,
@@ -69,7 +70,7 @@ def main(config: Config, workdir: Path, cache: Path) -> None:
 
 def prepare(config: Config, cache: Path, clock: PhaseClock, say: Say) -> Setting:
   """The reference, trained if the config names none, and the pairs scored by it."""
-  reference, tokenizer = reference_policy(config, cache, clock, say)
+  reference, tokenizer = sft.reference_policy(config, cache, clock, say)
   model, mesh = build.model(config), build.mesh(config)
   reference = build.placed(reference, mesh)
   identity = references.params_fingerprint(reference)
@@ -78,43 +79,12 @@ def prepare(config: Config, cache: Path, clock: PhaseClock, say: Say) -> Setting
   build.say_counts(data, say)
   step = build.step(config, model, mesh)
   batches = [build.batches(config, part, mesh, tokenizer.pad_id) for part in data]
-  if 'reference_logps' in step.objective.needs:
+  if 'reference_logps' in step.objective.needs and build.moving(config) is None:
     batches = [
       _scored(config, cache, clock, say, step, reference, identity, part)
       for part in batches
     ]
   return Setting(model, tokenizer, reference, step, Split(*batches))
-
-
-def reference_policy(
-  config: Config, cache: Path, clock: PhaseClock, say: Say
-) -> tuple[Any, SentencePiece]:
-  """The reference of the run `reference.workdir`, or one trained and cached here."""
-  own = likelihood_config(config)
-  named = config['reference']['workdir']
-  folder = Path(named) if named else cache / f'reference-{_identity(own)}'
-  if named and not (folder / 'DONE').exists():
-    raise InputError(f'reference.workdir={named} holds no finished run.')
-  with clock('reference'):
-    run = sft.opened(own, folder)
-    if not run.finished:
-      say(f'reference: training by maximum likelihood in {folder}')
-    return sft.train(own, run, cache, PhaseClock(), say)
-
-
-def likelihood_config(config: Config) -> dict[str, Any]:
-  """The config of the maximum-likelihood run that makes this run's reference."""
-  stage = config['reference']
-  shared = ('seed', 'model', 'tokenizer', 'mesh', 'log')
-  return {
-    **{name: config[name] for name in shared},
-    'data': {**config['data'], **stage['data']},
-    **{name: stage[name] for name in ('objective', 'optimizer', 'train')},
-  }
-
-
-def _identity(config: Config) -> str:
-  return fingerprint([config, build.source_fingerprint(config)])
 
 
 def _scored(config, cache, clock, say, step, reference, identity, batches):
@@ -142,6 +112,10 @@ def check_step_zero(setting: Setting, say: Say) -> None:
   batch = setting.batches.train.at(0)[0]
   if setting.step.mesh is not None:
     batch = place_batch(batch, setting.step.mesh)
+  needs = setting.step.objective.needs
+  if 'reference_logps' in needs and batch.reference_logps is None:
+    logps = setting.step.score(setting.reference, batch).logps
+    batch = batch.replace(reference_logps=logps)
   numbers = hyper(setting.step.objective, setting.step.optimizer)
   found = checks.step_zero(setting.step, setting.reference, batch, numbers)
   for check in found:

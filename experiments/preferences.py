@@ -12,10 +12,10 @@ from experiments.build import Config, Model, Split
 from prefjax import tasks
 from prefjax.data import sources
 from prefjax.data.records import Record
-from prefjax.data.tokenizers import SentencePiece
+from prefjax.data.tokenizers import Tokenizer
 from prefjax.errors import InputError
 from prefjax.rollout.responses import Writer
-from prefjax.rollout.sampler import sampler
+from prefjax.rollout.sampler import DecoderSampler
 from prefjax.training.metrics import PhaseClock
 from prefjax.training.workdir import built, fingerprint
 
@@ -31,10 +31,13 @@ def check(config: Config) -> None:
     InputError: naming file and line of what is wrong, or a source that does not
       have what the objective needs.
   """
-  source = config['data']['source']
+  source, objective = config['data']['source'], build.objective(config)
+  if 'rewards' in objective.needs:
+    raise InputError(
+      f'{objective.name} learns from its own samples: python -m experiments.grpo.'
+    )
   if build.embedded_task(source) is not None:
     return
-  objective = build.objective(config)
   for part in build.read(config):
     records = [record for record in part if isinstance(record, Record)]
     for need, field in _FIELDS.items():
@@ -50,7 +53,7 @@ def prepared(
   cache: Path,
   clock: PhaseClock,
   model: Model,
-  tokenizer: SentencePiece,
+  tokenizer: Tokenizer,
   reference: Any,
   identity: str,
 ) -> Split:
@@ -79,7 +82,7 @@ def drawn(
   clock: PhaseClock,
   task: tasks.Task,
   model: Model,
-  tokenizer: SentencePiece,
+  tokenizer: Tokenizer,
   reference: Any,
   identity: str,
 ) -> Path:
@@ -94,7 +97,9 @@ def drawn(
   key = [config['seed'], {name: data[name] for name in names}, identity]
   key.append(tokenizer.fingerprint)
   writer = Writer(
-    sample=sampler(model.graph, stop_ids=(tokenizer.eos_id,), pad_id=tokenizer.pad_id),
+    sampler=DecoderSampler(
+      graph=model.graph, stop_ids=(tokenizer.eos_id,), pad_id=tokenizer.pad_id
+    ),
     tokenizer=tokenizer,
     num_responses=data['responses'],
     max_prompt=data['max_prompt'],

@@ -11,14 +11,15 @@ import jax
 
 from experiments import build, launch
 from experiments.build import Config
-from prefjax.data.tokenizers import SentencePiece
+from prefjax.data.tokenizers import Tokenizer
+from prefjax.errors import InputError
 from prefjax.evaluation.report import write_report
 from prefjax.models import decoder
 from prefjax.training import monitor
 from prefjax.training.checkpoints import Checkpoints
 from prefjax.training.loop import Loop
 from prefjax.training.metrics import PhaseClock
-from prefjax.training.workdir import Run, open_run
+from prefjax.training.workdir import Run, fingerprint, open_run
 
 
 def main(config: Config, workdir: Path, cache: Path) -> None:
@@ -63,7 +64,7 @@ def train(
   cache: Path,
   clock: PhaseClock,
   say: Callable[[str], None],
-) -> tuple[Any, SentencePiece]:
+) -> tuple[Any, Tokenizer]:
   """Trains in the run's folder, or reads what was trained; also the tokenizer."""
   with clock('data'):
     records = build.likelihood_records(config)
@@ -97,6 +98,37 @@ def train(
   save_final(run.folder, config['train']['steps'], params)
   run.finish(evaluation)
   return params, tokenizer
+
+
+def reference_policy(
+  config: Config, cache: Path, clock: PhaseClock, say: Callable[[str], None]
+) -> tuple[Any, Tokenizer]:
+  """The reference of the run `reference.workdir`, or one trained and cached here."""
+  own = likelihood_config(config)
+  named = config['reference']['workdir']
+  folder = Path(named) if named else cache / f'reference-{_identity(own)}'
+  if named and not (folder / 'DONE').exists():
+    raise InputError(f'reference.workdir={named} holds no finished run.')
+  with clock('reference'):
+    run = opened(own, folder)
+    if not run.finished:
+      say(f'reference: training by maximum likelihood in {folder}')
+    return train(own, run, cache, PhaseClock(), say)
+
+
+def likelihood_config(config: Config) -> dict[str, Any]:
+  """The config of the maximum-likelihood run that makes this run's reference."""
+  stage = config['reference']
+  shared = ('seed', 'model', 'tokenizer', 'mesh', 'log')
+  return {
+    **{name: config[name] for name in shared},
+    'data': {**config['data'], **stage['data']},
+    **{name: stage[name] for name in ('objective', 'optimizer', 'train')},
+  }
+
+
+def _identity(config: Config) -> str:
+  return fingerprint([config, build.source_fingerprint(config)])
 
 
 def save_final(folder: Path, step: int, params: Any) -> None:

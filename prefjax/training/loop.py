@@ -5,22 +5,23 @@ import contextlib
 import dataclasses
 import math
 from pathlib import Path
-import signal
 import time
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from prefjax.data.pipeline import Batches
-from prefjax.errors import InputError, Preempted, TrainingError
+from prefjax.errors import InputError, Preempted
+from prefjax.training import guards
 from prefjax.training import metrics as metrics_lib
 from prefjax.training.checkpoints import Checkpoints
 from prefjax.training.mesh import place_batch
 from prefjax.training.metrics import MetricWriter, PhaseClock
 from prefjax.training.monitor import Compilations
 from prefjax.training.progress import Progress
-from prefjax.training.step import State, Step, hyper, initial_state
+from prefjax.training.step import Step, hyper, initial_state
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -48,6 +49,25 @@ class Plan:
         )
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MovingReference:
+  """A reference that follows the policy: TR-DPO (arXiv:2404.09656), Eq. 2 and 3.
+
+      pi_ref <- mix pi + (1 - mix) pi_ref    every `every` updates
+
+  of the parameters; `mix` 1 is the paper's hard update.
+  """
+
+  every: int
+  mix: float = 1.0
+
+  def __post_init__(self):
+    if self.every < 1:
+      raise InputError(f'reference.move_every must be at least 1, got {self.every}.')
+    if not 0 < self.mix <= 1:
+      raise InputError(f'reference.move_mix must lie in (0, 1], got {self.mix}.')
+
+
 @dataclasses.dataclass(kw_only=True)
 class Loop:
   """One run of an offline objective in a folder; `run` starts or resumes it.
@@ -55,6 +75,9 @@ class Loop:
   Attributes:
     folder: where metrics, checkpoints and, on failure, a batch go.
     held_out: batches to evaluate on, or None.
+    moving: how the reference moves, which is then in the loop's state; its log-probs
+      are formed for every batch. None for one that stays, whose log-probs the batches
+      hold.
     flops: floating-point operations of an update on a batch; for the log alone.
     peak: FLOP/s of the machine; for the log alone.
   """
@@ -66,6 +89,7 @@ class Loop:
   clock: PhaseClock
   description: str
   held_out: Batches | None = None
+  moving: MovingReference | None = None
   flops: Callable[[Any], float] = lambda batch: 0.0
   peak: float = math.inf
   say: Callable[[str], None] = print
@@ -88,11 +112,13 @@ class Loop:
       state, start = self._start(saver, params)
       if start < self.plan.steps:
         state = self._train(stack, saver, state, start)
-    return state['params'], self._last
+    return state['policy']['params'], self._last
 
-  def _start(self, saver: Checkpoints, params: Any) -> tuple[State, int]:
+  def _start(self, saver: Checkpoints, params: Any) -> tuple[dict[str, Any], int]:
     with self.clock('checkpoint'):
-      state = initial_state(params, self.step.optimizer)
+      state = {'policy': initial_state(params, self.step.optimizer)}
+      if self.moving is not None:
+        state['reference'] = jax.tree.map(jnp.copy, params)
       if self.step.mesh is not None:
         sharding = jax.sharding.NamedSharding(self.step.mesh, jax.P())
         state = jax.device_put(state, sharding)
@@ -115,7 +141,7 @@ class Loop:
       )
     )
     progress = stack.enter_context(Progress(self.plan.steps, self.description))
-    stop = stack.enter_context(_stop_signal())
+    stop = stack.enter_context(guards.stop_signal())
     compiled = Compilations()
     stack.callback(compiled.stop)
     log = _Log(self, writer, progress, compiled)
@@ -127,7 +153,9 @@ class Loop:
         host = self.batches.at(n)
         batch = [self._place(part) for part in host]
       with self.clock('train'):
-        state, metrics = self.step.update(state, batch, self._hyper)
+        batch = [self._referred(state, part) for part in batch]
+        policy, metrics = self.step.update(state['policy'], batch, self._hyper)
+        state = self._moved({**state, 'policy': policy}, n + 1)
         # The numbers of the step before are read while this one runs.
         log.take(n + 1, metrics, host)
       self._settle(saver, writer, log, state, n + 1, stop.is_set())
@@ -155,13 +183,33 @@ class Loop:
     if evaluates or saves:
       log.resume()
 
+  def _referred(self, state, batch):
+    """The batch with log-probs of a reference that moves."""
+    if self.moving is None:
+      return batch
+    logps = self.step.score(state['reference'], batch).logps
+    return batch.replace(reference_logps=logps)
+
+  def _moved(self, state, step):
+    if self.moving is None or step % self.moving.every:
+      return state
+    mix = self.moving.mix
+    reference = jax.tree.map(
+      lambda ref, new: (mix * new + (1.0 - mix) * ref).astype(ref.dtype),
+      state['reference'],
+      state['policy']['params'],
+    )
+    return {**state, 'reference': reference}
+
   def _place(self, batch):
     return batch if self.step.mesh is None else place_batch(batch, self.step.mesh)
 
   def _evaluate(self, writer, state, step):
     with self.clock('evaluate'):
-      held_out = (self._place(batch) for _, batch in self.held_out.once())
-      values = self.step.evaluate(state['params'], list(held_out), self._hyper)
+      held_out = [
+        self._referred(state, self._place(batch)) for _, batch in self.held_out.once()
+      ]
+      values = self.step.evaluate(state['policy']['params'], held_out, self._hyper)
       self._last = {f'eval/{name}': value for name, value in values.items()}
       writer.write(step, self._last)
 
@@ -207,11 +255,17 @@ class _Log:
       return
     (step, metrics, batch, seconds), self.pending = self.pending, None
     values = {name: float(x) for name, x in jax.device_get(metrics).items()}
-    self._check(step, values, batch)
-    tokens = sum(_tokens(part) for part in batch)
+    guards.refuse_not_finite(
+      values,
+      batch,
+      step=step,
+      folder=self.loop.folder,
+      description=self.loop.description,
+    )
+    count = sum(tokens(part) for part in batch)
     flops = sum(self.loop.flops(part) for part in batch)
-    values['tokens'] = float(tokens)
-    values['time/tokens_per_s'] = tokens / seconds
+    values['tokens'] = float(count)
+    values['time/tokens_per_s'] = count / seconds
     values['time/mfu'] = flops / seconds / self.loop.peak
     values['time/compilations'] = float(self.compiled.count)
     values['time/compile_seconds'] = self.compiled.seconds
@@ -223,56 +277,8 @@ class _Log:
         step, values | {f'time/{name}_seconds': s for name, s in phases}
       )
 
-  def _check(self, step, values, batch):
-    wrong = [name for name in ('loss', 'grad_norm') if not math.isfinite(values[name])]
-    if wrong:
-      path = self.loop.folder / f'not_finite_{step}.npz'
-      _save_batch(path, batch)
-      raise TrainingError(
-        f'{self.loop.description}: {" and ".join(wrong)} of step {step} is not '
-        f'finite ({", ".join(f"{n}={values[n]}" for n in wrong)}). Its batch is '
-        f'saved in {path}; the last checkpoint is from before it. A smaller '
-        f'learning rate or optimizer.clip_norm may help.'
-      )
 
-
-def _tokens(batch) -> int:
+def tokens(batch) -> int:
   """Real tokens that a micro-batch runs over; a shared prompt counts once."""
   prompts = batch.prompt_length[np.asarray(batch.weight).any(axis=1)]
   return int(prompts.sum() + batch.response_length.sum())
-
-
-def _save_batch(path: Path, batch) -> None:
-  arrays = {
-    f'{i}/{field.name}': np.asarray(getattr(part, field.name))
-    for i, part in enumerate(batch)
-    for field in dataclasses.fields(part)
-    if getattr(part, field.name) is not None
-  }
-  np.savez(path, **arrays)
-
-
-@contextlib.contextmanager
-def _stop_signal():
-  """Sets a flag on SIGTERM, where this thread may install a handler."""
-  flag = _Flag()
-  try:
-    before = signal.signal(signal.SIGTERM, lambda *_: flag.set())
-  except ValueError:  # Only the main thread may; elsewhere nothing is caught.
-    yield flag
-    return
-  try:
-    yield flag
-  finally:
-    signal.signal(signal.SIGTERM, before)
-
-
-class _Flag:
-  def __init__(self):
-    self._on = False
-
-  def set(self) -> None:
-    self._on = True
-
-  def is_set(self) -> bool:
-    return self._on

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from prefjax import logprobs
+from prefjax.models import heads
 from prefjax.objectives import Objective
 from prefjax.training.mesh import replicated
 from prefjax.training.optimizers import Optimizer
@@ -29,9 +30,18 @@ def initial_state(params: Any, optimizer: Optimizer) -> State:
   }
 
 
-def hyper(objective: Objective, optimizer: Optimizer) -> Hyper:
-  """The traced numbers, all as arrays of one type, so that a sweep compiles once."""
-  numbers = {'objective': objective.numbers, 'optimizer': optimizer.numbers}
+def hyper(
+  objective: Objective, optimizer: Optimizer, temperature: float = 1.0
+) -> Hyper:
+  """The traced numbers, all as arrays of one type, so that a sweep compiles once.
+
+  `temperature` is that of the policy: of the sampler, where responses were sampled.
+  """
+  numbers = {
+    'objective': objective.numbers,
+    'optimizer': optimizer.numbers,
+    'temperature': temperature,
+  }
   dtype = jax.dtypes.canonicalize_dtype(float)
   return jax.tree.map(lambda x: jnp.asarray(x, dtype), numbers)
 
@@ -78,11 +88,11 @@ class Step:
     each micro-batch's forward again, pulled back along its slopes.
     """
     params = state['params']
-    outputs = [self.score(params, batch) for batch in batches]
+    outputs = self._outputs_of(params, batches, hyper)
     means, slopes = self._slopes(outputs, list(batches), hyper)
     grads = self._zeros(params)
     for batch, slope in zip(batches, slopes, strict=True):
-      grads = self._pull(grads, params, batch, slope)
+      grads = self._pull(grads, params, batch, slope, hyper)
     return self._apply(state, (grads, means), hyper)
 
   def evaluate(
@@ -91,7 +101,7 @@ class Step:
     """The metrics of any number of micro-batches together, `loss` among them."""
     if self.objective.couples_batch:
       batches = list(batches)
-      outputs = [self.score(params, batch) for batch in batches]
+      outputs = self._outputs_of(params, batches, hyper)
       means, _ = self._slopes(outputs, batches, hyper)
       return {name: float(value) for name, value in _values(means).items()}
     merged = None
@@ -100,9 +110,15 @@ class Step:
       merged = means if merged is None else _add(merged, means)
     return {name: float(value) for name, value in _values(merged).items()}
 
-  def score(self, params: Any, batch: PreferenceBatch) -> Outputs:
+  def score(
+    self, params: Any, batch: PreferenceBatch, temperature: Any = 1.0
+  ) -> Outputs:
     """What a forward gives on a batch, as constants."""
-    return self._score(params, batch)
+    dtype = jax.dtypes.canonicalize_dtype(float)
+    return self._score(params, batch, jnp.asarray(temperature, dtype))
+
+  def _outputs_of(self, params, batches, hyper):
+    return [self.score(params, batch, hyper['temperature']) for batch in batches]
 
   def memory(self, state: State, batch: PreferenceBatch, hyper: Hyper) -> Any:
     """The compiler's account of an update on one micro-batch, in bytes a device.
@@ -111,19 +127,29 @@ class Step:
     """
     return self._fused.lower(state, batch, hyper).compile().memory_analysis()
 
-  def outputs(self, params: Any, batch: PreferenceBatch) -> Outputs:
+  def outputs(
+    self, params: Any, batch: PreferenceBatch, temperature: Any = 1.0
+  ) -> Outputs:
     """The forward and everything that the objective and the metrics read of it."""
     hidden, head = self.forward(params, batch)
-    wanted = {'logps', *self.want, *self.objective.needs}
-    return logprobs.from_hidden(
-      hidden[:, :, :-1],
-      head,
-      batch.responses,
-      batch.mask,
-      want=[name for name in logprobs.QUANTITIES if name in wanted],
-      chunk=self.chunk,
-      mesh=self.mesh,
-    )
+    wanted = {*self.want, *self.objective.reads}
+    found = Outputs()
+    if not wanted.isdisjoint(logprobs.QUANTITIES):
+      found = logprobs.from_hidden(
+        hidden[:, :, :-1],
+        head,
+        batch.responses,
+        batch.mask,
+        want=[name for name in logprobs.QUANTITIES if name in wanted],
+        temperature=temperature,
+        chunk=self.chunk,
+        mesh=self.mesh,
+      )
+    if 'values' in wanted:
+      found = found.replace(values=heads.values(hidden, head))
+    if 'scores' in wanted:
+      found = found.replace(scores=heads.scores(hidden, head, batch))
+    return found
 
   @functools.cached_property
   def _fused(self) -> Callable:
@@ -163,18 +189,19 @@ class Step:
     """The loss's denominators on a micro-batch; they depend on the batch alone."""
 
     def weigh(batch, hyper):
-      nothing = jnp.zeros(batch.mask.shape)
-      names = (field.name for field in dataclasses.fields(Outputs))
-      outputs = Outputs(**dict.fromkeys(names, nothing))
+      p, k, t = batch.mask.shape
+      shapes = {'values': (p, k, t + 1), 'scores': (p, k)}
+      names = [field.name for field in dataclasses.fields(Outputs)]
+      zeros = {name: jnp.zeros(shapes.get(name, (p, k, t))) for name in names}
       loss_fn = self.objective.build(hyper['objective'])
-      return loss_fn(outputs, batch)[0].weight
+      return loss_fn(Outputs(**zeros), batch)[0].weight
 
     return self._jit(weigh)
 
   @functools.cached_property
   def _measure(self) -> Callable:
     def measure(params, batch, hyper):
-      outputs = self.outputs(params, batch)
+      outputs = self.outputs(params, batch, hyper['temperature'])
       loss, means = self.objective.build(hyper['objective'])(outputs, batch)
       return means | {'loss': loss}
 
@@ -208,8 +235,11 @@ class Step:
 
   @functools.cached_property
   def _pull(self) -> Callable:
-    def pull(grads, params, batch, slope):
-      _, pullback = jax.vjp(lambda params: self.outputs(params, batch), params)
+    def pull(grads, params, batch, slope, hyper):
+      def outputs(params):
+        return self.outputs(params, batch, hyper['temperature'])
+
+      _, pullback = jax.vjp(outputs, params)
       return _add(grads, jax.tree.map(_wide, pullback(slope)[0]))
 
     return self._jit(pull, donate=(0,))
@@ -230,7 +260,7 @@ class Step:
     """Gradients in the accumulation dtype, and the means of this micro-batch."""
 
     def loss_fn(params):
-      outputs = self.outputs(params, batch)
+      outputs = self.outputs(params, batch, hyper['temperature'])
       loss, means = self.objective.build(hyper['objective'])(outputs, batch)
       return loss.value(weight), means | {'loss': loss}
 

@@ -62,6 +62,8 @@ def get_config(variant='dpo'):
   )
   config.reference = dict(
     workdir='',  # of a finished run; '': trained on the preferred responses
+    move_every=0,  # updates after which it follows the policy (TR-DPO); 0: never
+    move_mix=1.0,  # share of the policy that it takes on
     data=dict(batch_size=64),
     objective=blocks.objective('sft', reduction='sequence_sum'),
     optimizer=blocks.optimizer('rmsprop', 5e-7, warmup_steps=150, clip_norm=10.0),

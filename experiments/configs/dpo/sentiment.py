@@ -63,6 +63,8 @@ def get_config(variant='dpo'):
   )
   config.reference = dict(
     workdir='',  # of a finished run; '': trained by maximum likelihood
+    move_every=0,  # updates after which it follows the policy (TR-DPO); 0: never
+    move_mix=1.0,  # share of the policy that it takes on
     data=dict(batch_size=64),
     objective=blocks.objective('sft'),
     optimizer=blocks.optimizer('adamw', 3e-3, schedule='cosine', warmup_steps=50),

@@ -7,10 +7,10 @@ Variants: `smoke`, for a run of seconds.
 
 import ml_collections as mlc
 
-from experiments import dpo
+from experiments import sft
 from experiments.configs.dpo import sentiment
 
 
 def get_config(variant=''):
   base = sentiment.get_config(variant)
-  return mlc.ConfigDict(dpo.likelihood_config(base.to_dict()))
+  return mlc.ConfigDict(sft.likelihood_config(base.to_dict()))
