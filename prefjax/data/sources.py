@@ -1,6 +1,7 @@
-"""Where records come from: JSON lines, Parquet and TFDS, read as a stream."""
+"""Where records come from: JSON lines, CSV, Parquet and TFDS, read as a stream."""
 
 from collections.abc import Iterable, Iterator
+import csv
 import gzip
 import hashlib
 import json
@@ -18,6 +19,7 @@ from prefjax.errors import InputError
 
 _SCHEMES = {
   'jsonl': '`jsonl:PATH` (also .jsonl.gz)',
+  'csv': '`csv:PATH`',
   'parquet': '`parquet:PATH`',
   'tfds': '`tfds:NAME/SPLIT`',
 }
@@ -28,7 +30,7 @@ def read(source: str, *, data_dir: Path | None = None) -> Iterator[Record | Skip
   """The records of a source, in its order, one at a time.
 
   Args:
-    source: `jsonl:PATH`, `parquet:PATH` or `tfds:NAME/SPLIT`.
+    source: `jsonl:PATH`, `csv:PATH`, `parquet:PATH` or `tfds:NAME/SPLIT`.
     data_dir: where a relative PATH is looked for first; by default the folder
       in the environment variable PREFJAX_DATA, or `data`.
 
@@ -36,12 +38,17 @@ def read(source: str, *, data_dir: Path | None = None) -> Iterator[Record | Skip
     InputError: at once for an unknown source or a missing file; while reading
       for a row that breaks a rule, naming file and row.
   """
+  return _records(rows(source, data_dir=data_dir))
+
+
+def rows(
+  source: str, *, data_dir: Path | None = None
+) -> Iterator[tuple[str, dict[str, Any]]]:
+  """The rows of a source as they are, each with its place for errors."""
   scheme, name = _split(source)
   if scheme == 'tfds':
-    return _records(_tfds_rows(name, data_dir))
-  path = find(name, data_dir=data_dir)
-  rows = _json_rows(path) if scheme == 'jsonl' else _parquet_rows(path)
-  return _records(rows)
+    return _tfds_rows(name, data_dir)
+  return _READERS[scheme](find(name, data_dir=data_dir))
 
 
 def fingerprint(source: str, *, data_dir: Path | None = None) -> str:
@@ -142,6 +149,22 @@ def _json_object(line: bytes, where: str) -> dict[str, Any]:
   return fields
 
 
+def _csv_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+  try:
+    with path.open(newline='', encoding='utf-8') as file:
+      reader = csv.DictReader(file, strict=True)
+      for fields in reader:
+        where = f'{path}, line {reader.line_num}'
+        if None in fields or None in fields.values():
+          raise InputError(
+            f'{where}: a row must have the {len(reader.fieldnames or ())} fields '
+            'that the first line names.'
+          )
+        yield where, fields
+  except (csv.Error, UnicodeDecodeError) as error:
+    raise InputError(f'{path}: the file must be CSV in UTF-8: {error}.') from error
+
+
 def _parquet_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
   number = 0
   try:
@@ -155,6 +178,9 @@ def _parquet_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
       f'{path}: the file must be Parquet, but after row {number} it cannot '
       f'be read: {error}.'
     ) from error
+
+
+_READERS = {'jsonl': _json_rows, 'csv': _csv_rows, 'parquet': _parquet_rows}
 
 
 def _tfds_rows(

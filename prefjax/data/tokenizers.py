@@ -10,6 +10,7 @@ from typing import Protocol, runtime_checkable
 
 import sentencepiece
 
+from prefjax.data.characters import Characters
 from prefjax.errors import InputError
 
 
@@ -103,7 +104,26 @@ class SentencePiece:
 
   def decode(self, ids: Sequence[int]) -> str:
     """The text of the ids; BOS, EOS and pad are left out."""
-    return self._begin.decode([int(i) for i in ids])
+    # A model may have more ids than its tokenizer, and draw one of them.
+    known = (int(i) if i < self.vocab_size else self._begin.unk_id() for i in ids)
+    return self._begin.decode(list(known))
+
+
+def load(path: Path | str) -> SentencePiece | Characters:
+  """The tokenizer in a file, of the kind that its name says.
+
+  Raises:
+    InputError: for a file of no known kind, or one that is broken.
+  """
+  path = Path(path)
+  if path.suffix == '.model':
+    return SentencePiece(path)
+  if path.name == 'tokenizer_config.json':
+    return Characters(path)
+  raise InputError(
+    f'`{path}` is no known tokenizer; known are a SentencePiece `NAME.model` and a '
+    '`tokenizer_config.json` that lists `char_ords`.'
+  )
 
 
 _TRAINING = dict(

@@ -137,11 +137,68 @@ def test_not_parquet(tmp_path):
     list(sources.read(f'parquet:{path}'))
 
 
-@pytest.mark.parametrize('source', ['csv:a', 'a.jsonl', 'jsonl:', ''])
+def csv_rows(path, content):
+  path.write_bytes(content)
+  return list(sources.rows(f'csv:{path}'))
+
+
+def test_csv(tmp_path):
+  path = tmp_path / 'a.csv'
+  content = 'prompt,chosen,rejected\nP,a,b\r\n\nQ,é,\n'.encode()
+  assert csv_rows(path, content) == [
+    (f'{path}, line 2', {'prompt': 'P', 'chosen': 'a', 'rejected': 'b'}),
+    (f'{path}, line 4', {'prompt': 'Q', 'chosen': 'é', 'rejected': ''}),
+  ]
+  path.write_bytes(b'chosen,prompt,rejected\na,P,b')  # no newline at the end
+  assert list(sources.read(f'csv:{path}')) == RECORDS[:1]
+
+
+def test_csv_quotes_hold_commas_quotes_and_lines(tmp_path):
+  path = tmp_path / 'a.csv'
+  content = b'text,"a, b"\n"one,\ntwo ""three""",4\n" 5 ", 6\n'
+  assert csv_rows(path, content) == [
+    (f'{path}, line 3', {'text': 'one,\ntwo "three"', 'a, b': '4'}),
+    (f'{path}, line 4', {'text': ' 5 ', 'a, b': ' 6'}),
+  ]
+
+
+@pytest.mark.parametrize('content', [b'', b'a,b', b'a,b\n', b'\n\n'])
+def test_csv_without_rows(tmp_path, content):
+  assert csv_rows(tmp_path / 'a.csv', content) == []
+
+
+@pytest.mark.parametrize('row', [b'x', b'x,y,z', b'x,y,', b'"x,y"'])
+def test_csv_rows_have_as_many_fields_as_the_first_line(tmp_path, row):
+  path = tmp_path / 'a.csv'
+  path.write_bytes(b'a,b\n1,2\n' + row + b'\n3,4\n')
+  rows = sources.rows(f'csv:{path}')
+  assert next(rows) == (f'{path}, line 2', {'a': '1', 'b': '2'})
+  with pytest.raises(InputError) as error:
+    next(rows)
+  assert str(error.value).startswith(f'{path}, line 3: a row must have the 2 fields')
+
+
+@pytest.mark.parametrize(
+  ('content', 'said'),
+  [
+    (b'a,b\n1,\xff\n', 'utf-8'),
+    (b'a,b\n1,"2\n', 'unexpected end of data'),
+    (b'a,b\n1,"2"3\n', "',' expected after"),
+  ],
+)
+def test_what_is_no_csv_in_utf_8_is_refused(tmp_path, content, said):
+  path = tmp_path / 'a.csv'
+  with pytest.raises(InputError, match=r'must be CSV in UTF-8') as error:
+    csv_rows(path, content)
+  assert str(error.value).startswith(f'{path}: ')
+  assert said in str(error.value)
+
+
+@pytest.mark.parametrize('source', ['xml:a', 'a.jsonl', 'jsonl:', ''])
 def test_unknown_source_lists_the_known(source):
   with pytest.raises(InputError) as error:
     sources.read(source)
-  for known in ('`jsonl:PATH`', '`parquet:PATH`', '`tfds:NAME/SPLIT`'):
+  for known in ('`jsonl:PATH`', '`csv:PATH`', '`parquet:PATH`', '`tfds:NAME/SPLIT`'):
     assert known in str(error.value)
 
 

@@ -138,3 +138,15 @@ def test_not_a_model(tmp_path, content):
 def test_missing_model(tmp_path):
   with pytest.raises(InputError, match='is not there'):
     SentencePiece(tmp_path / 'none.model')
+
+
+def test_load_knows_a_tokenizer_by_its_name(tokenizer_path, tmp_path):
+  found = tokenizers.load(tokenizer_path)
+  assert isinstance(found, SentencePiece)
+  assert found.fingerprint == SentencePiece(tokenizer_path).fingerprint
+  path = tmp_path / 'tokenizer_config.json'
+  path.write_text('{"char_ords": [97]}')
+  assert isinstance(tokenizers.load(str(path)), tokenizers.Characters)
+  for name in ('tokenizer.json', 'model', 'my_tokenizer_config.json'):
+    with pytest.raises(InputError, match=r'known are .*`NAME\.model` .*`char_ords`'):
+      tokenizers.load(tmp_path / name)
