@@ -8,36 +8,17 @@ end of a step to the end of the next, batching and reading the loss included.
 """
 
 import dataclasses
-import importlib.util
-import os
 from pathlib import Path
-import sys
 import tempfile
 import time
 from typing import Any
 
-_FLAG, _VARIABLE = '--workload=', 'PREFJAX_WORKLOAD'
-
-
-def load_workload() -> Any:
-  """The module at --workload, which reads the other flags by itself."""
-  own = [arg for arg in sys.argv if arg.startswith(_FLAG)]
-  if own:
-    # The workload may start the process again with other allocator settings.
-    os.environ[_VARIABLE] = own[-1].removeprefix(_FLAG)
-    sys.argv = [arg for arg in sys.argv if arg not in own]
-  path = os.environ.get(_VARIABLE)
-  if path is None:
-    raise SystemExit('Give the workload: --workload=PATH/workload.py')
-  spec = importlib.util.spec_from_file_location('workload', path)
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  return module
+from benchmarks.workload import Words, llama, load
 
 
 def main() -> None:
   """Measures and prints."""
-  w = load_workload()
+  w = load()
   args = w.parse('dpo')
   # jax is imported only now: the workload sets what it reads at import.
   import jax
@@ -110,55 +91,6 @@ def compile_cells(batches: Any, steps: int, update: Any, state: Any) -> None:
     seen |= shapes
 
 
-def llama(w: Any, args: Any) -> tuple[Any, Any]:
-  """The workload's Llama: our config and its weights in our names."""
-  import jax.numpy as jnp
-  import numpy as np
-
-  from prefjax.models import config as configs
-
-  shape = configs.create(
-    family='llama',
-    vocab_size=args.vocab,
-    width=args.hidden,
-    num_layers=args.layers,
-    num_heads=args.heads,
-    num_kv_heads=args.kv_heads,
-    head_dim=args.head_dim,
-    mlp_width=args.mlp,
-    max_positions=2048,
-    rope_theta=float(w.ROPE_THETA),
-    norm_eps=w.NORM_EPS,
-    attention='blocked',
-    remat='full' if args.checkpointing else 'none',
-  )
-  weights = w.weights(args)
-
-  def layers(name):
-    return jnp.asarray(
-      np.stack([weights[f'model.layers.{i}.{name}.weight'] for i in range(args.layers)])
-    )
-
-  def kernels(prefix, **names):
-    return {
-      ours: {'kernel': layers(f'{prefix}.{theirs}_proj').swapaxes(1, 2)}
-      for ours, theirs in names.items()
-    }
-
-  params = {
-    'embedding': jnp.asarray(weights['model.embed_tokens.weight']),
-    'layers': {
-      'attention': kernels('self_attn', query='q', key='k', value='v', out='o'),
-      'attention_norm': {'scale': layers('input_layernorm')},
-      'mlp': kernels('mlp', gate='gate', up='up', down='down'),
-      'mlp_norm': {'scale': layers('post_attention_layernorm')},
-    },
-    'norm': {'scale': jnp.asarray(weights['model.norm.weight'])},
-    'unembedding': jnp.asarray(weights['lm_head.weight']),
-  }
-  return shape, params
-
-
 def dpo_step(args: Any, model: Any) -> Any:
   """The peers' settings: AdamW at a constant rate, clipped at norm 1, no decay."""
   from prefjax import objectives
@@ -208,25 +140,6 @@ def pipeline(w: Any, args: Any, rows: Any, folder: Path) -> Any:
   return Batches(
     data=data, batch_size=args.batch, seed=None, grid=grid, max_tokens=8192
   )
-
-
-class Words:
-  """The workload's tokenizer: id i is the word `wi`; it has no BOS."""
-
-  bos_id = None
-  fingerprint = 'words'
-
-  def __init__(self, w: Any, vocab_size: int):
-    self._inner = w.WordTokenizer()
-    self.eos_id, self.pad_id, self.vocab_size = w.EOS, w.PAD, vocab_size
-
-  def encode(self, text: str) -> list[int]:
-    """Ids of a text."""
-    return self._inner.encode(text)
-
-  def decode(self, ids: list[int]) -> str:
-    """Text of ids."""
-    return self._inner.decode(ids)
 
 
 if __name__ == '__main__':

@@ -16,16 +16,19 @@ import numpy as np
 import prefjax
 from prefjax import objectives, tasks
 from prefjax.data import buckets, prepare, sources, tokenizers
+from prefjax.data import questions as questions_lib
 from prefjax.data.mismatched import mismatched
 from prefjax.data.pipeline import Batches
+from prefjax.data.questions import Question
 from prefjax.data.records import Record, Skipped
-from prefjax.data.tokenizers import SentencePiece
+from prefjax.data.tokenizers import SentencePiece, Tokenizer
 from prefjax.errors import InputError
 from prefjax.models import config as model_configs
 from prefjax.models import decoder
 from prefjax.models.config import DecoderConfig
 from prefjax.training import mesh as meshes
-from prefjax.training.loop import Plan
+from prefjax.training.loop import MovingReference, Plan
+from prefjax.training.online import OnlinePlan
 from prefjax.training.optimizers import Optimizer
 from prefjax.training.step import Step
 from prefjax.training.workdir import fingerprint
@@ -66,6 +69,7 @@ def validate(config: Config) -> None:
   """
   model_configs.create(**config['model'])
   objective(config), optimizer(config), plan(config)
+  tokenizer_path(config)
   shards = 1 if mesh(config) is None else meshes.data_shards(mesh(config))
   size = config['data']['batch_size']
   if size < 1 or size % shards:
@@ -89,18 +93,23 @@ def read(config: Config) -> Split:
   data = config['data']
   records = list(sources.read(data['source']))
   usable = [r for r in records if isinstance(r, Record)]
-  count = data['held_out']
+  skipped = [r for r in records if isinstance(r, Skipped)]
+  train, rest = held_out(usable, data['held_out'], data['source'])
+  return Split(train + skipped, rest)
+
+
+def held_out(usable: list[Any], count: int, source: str) -> Split:
+  """`count` of the usable rows apart, the same ones for every seed."""
   if not 0 < count < len(usable):
     raise InputError(
       f'data.held_out={count} must leave records to train on: '
-      f'{data["source"]} has {len(usable)} usable ones.'
+      f'{source} has {len(usable)} usable ones.'
     )
   order = np.random.default_rng(_HOLD_OUT_SEED).permutation(len(usable))
-  held_out = set(order[:count].tolist())
-  skipped = [r for r in records if isinstance(r, Skipped)]
+  chosen = set(order[:count].tolist())
   return Split(
-    [r for i, r in enumerate(usable) if i not in held_out] + skipped,
-    [r for i, r in enumerate(usable) if i in held_out],
+    [r for i, r in enumerate(usable) if i not in chosen],
+    [r for i, r in enumerate(usable) if i in chosen],
   )
 
 
@@ -108,6 +117,8 @@ def likelihood_records(config: Config) -> Split:
   """Texts for maximum likelihood: a task's documents, or the preferred responses."""
   data = config['data']
   task = embedded_task(data['source'])
+  if data.get('solution'):
+    return Split(*(_solved(part) for part in questions(config)))
   if task is None:
     return Split(*(list(preferred(part)) for part in read(config)))
   counts = (('train', data['documents']), ('test', data['held_out']))
@@ -115,11 +126,38 @@ def likelihood_records(config: Config) -> Split:
     *(
       [
         Record(prompt=prompt, responses=(response,), pairs=())
-        for prompt, response in task.reviews(config['seed'], count, split)
+        for prompt, response in task.documents(config['seed'], count, split)
       ]
       for split, count in counts
     )
   )
+
+
+def questions(config: Config) -> Split:
+  """The questions of `data.source`, to learn from and held out."""
+  data = config['data']
+  task = embedded_task(data['source'])
+  if task is not None:
+    counts = (('train', data['prompts']), ('test', data['held_out']))
+    return Split(
+      *(
+        [Question(prompt) for prompt in task.prompts(config['seed'], count, split)]
+        for split, count in counts
+      )
+    )
+  templates = {name: data[name] for name in ('prompt', 'solution')}
+  found = list(questions_lib.read(data['source'], **templates))
+  if data['held_out_source']:
+    return Split(found, list(questions_lib.read(data['held_out_source'], **templates)))
+  return held_out(found, data['held_out'], data['source'])
+
+
+def _solved(part: list[Question]) -> Records:
+  return [
+    Record(prompt=question.prompt, responses=(question.solution,), pairs=())
+    for question in part
+    if question.solution
+  ]
 
 
 def preferred(
@@ -139,15 +177,15 @@ def preferred(
       )
 
 
-def tokenizer(config: Config, cache: Path, records: Records) -> SentencePiece:
+def tokenizer(config: Config, cache: Path, records: Records) -> Tokenizer:
   """The tokenizer of `tokenizer.path`, or one trained on the records' own text.
 
   Raises:
     InputError: where its ids do not fit into the model's vocabulary.
   """
-  path, size = config['tokenizer']['path'], config['model']['vocab_size']
-  if path:
-    found = SentencePiece(sources.find(path))
+  path, size = tokenizer_path(config), config['model']['vocab_size']
+  if path is not None:
+    found = tokenizers.load(path)
   else:
     texts = [
       text
@@ -170,10 +208,16 @@ def tokenizer(config: Config, cache: Path, records: Records) -> SentencePiece:
   return found
 
 
+def tokenizer_path(config: Config) -> Path | None:
+  """The file of `tokenizer.path`, or None where one is to be trained."""
+  path = config['tokenizer']['path']
+  return sources.find(path) if path else None
+
+
 def prepared(
   config: Config,
   cache: Path,
-  tokenizer: SentencePiece,
+  tokenizer: Tokenizer,
   records: Split,
   key: Any,
 ) -> Split:
@@ -220,12 +264,29 @@ def on_one_device(params: Any) -> Any:
 
 def optimizer(config: Config) -> Optimizer:
   """The optimiser of `config.optimizer`; decays end with the run."""
-  return Optimizer(**config['optimizer'], steps=config['train']['steps'])
+  return Optimizer(**config['optimizer'], steps=updates(config))
 
 
-def plan(config: Config) -> Plan:
+def updates(config: Config) -> int:
+  """The updates of a run: its steps, or those of all its rollouts."""
+  train = config['train']
+  if 'iterations' in train:
+    return train['iterations'] * train['epochs'] * train['minibatches']
+  return train['steps']
+
+
+def plan(config: Config) -> Plan | OnlinePlan:
   """How long to train, of `config.train`."""
-  return Plan(**config['train'])
+  train = config['train']
+  return OnlinePlan(**train) if 'iterations' in train else Plan(**train)
+
+
+def moving(config: Config) -> MovingReference | None:
+  """How the reference moves, of `config.reference`; None where it stays."""
+  options = config['reference']
+  if not options['move_every']:
+    return None
+  return MovingReference(every=options['move_every'], mix=options['move_mix'])
 
 
 def objective(config: Config) -> objectives.Objective:

@@ -12,7 +12,7 @@ from prefjax.evaluation.report import write_report
 from prefjax.evaluation.statistics import Estimate
 from prefjax.evaluation.true_reward import Comparison, Judge
 from prefjax.rollout.responses import Writer
-from prefjax.rollout.sampler import sampler
+from prefjax.rollout.sampler import DecoderSampler
 from prefjax.training.metrics import PhaseClock
 from prefjax.training.workdir import Run, append_samples
 
@@ -52,8 +52,8 @@ def judge(config: Mapping[str, Any], task: Any, setting: Any) -> Judge:
   options, data = config['evaluation'], config['data']
   tokenizer = setting.tokenizer
   writer = Writer(
-    sample=sampler(
-      setting.model.graph,
+    sampler=DecoderSampler(
+      graph=setting.model.graph,
       stop_ids=(tokenizer.eos_id,),
       pad_id=tokenizer.pad_id,
     ),

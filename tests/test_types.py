@@ -26,7 +26,10 @@ AXES = {
   'truncated': ('p k', bool),
   'rewards': ('p k t', float),
   'advantages': ('p k t', float),
+  'returns': ('p k t', float),
   'values': ('p k t+1', float),
+  'correction': ('p k t', float),
+  'group_tokens': ('p', float),
 }
 REQUIRED = list(AXES)[:6]
 PAIRS = ('chosen', 'rejected', 'preference', 'pair_weight')

@@ -8,7 +8,7 @@ import ml_collections as mlc
 from prefjax import objectives
 
 SMOKE = 'smoke'
-FLAGS = (SMOKE, 'tiny', 'repository')
+FLAGS = (SMOKE, 'tiny', 'repository', 'learned')
 
 
 def parse(variant: str, default: str) -> tuple[str, set[str]]:
@@ -53,10 +53,7 @@ def optimizer(name: str, learning_rate: float, **changes: Any) -> dict[str, Any]
     b2=0.999,
     final=0.0,  # share of the learning rate that a decay ends at
   )
-  unknown = sorted(set(changes) - set(block))
-  if unknown:
-    raise KeyError(f'optimizer has no {unknown}')
-  return block | changes
+  return _changed('optimizer', block, changes)
 
 
 def train(
@@ -73,6 +70,74 @@ def train(
     profile_from=0,  # 0: no profile
     profile_steps=3,
   )
+
+
+def rollout(prompts: int, group_size: int, **changes: Any) -> dict[str, Any]:
+  """How an iteration samples; `changes` are the fields that differ."""
+  block = dict(
+    prompts=prompts,  # groups of a batch
+    group_size=group_size,  # responses of a prompt
+    temperature=1.0,
+    top_k=0,  # 0: all tokens
+    top_p=1.0,
+    min_p=0.0,
+    stop_strings=(),  # beside the tokenizer's EOS
+    stop_ids=(),
+    slots=0,  # prompts decoded at once; 0: all that are asked for
+    block=0,  # tokens between two looks at who has ended; 0: to the end
+    cache_dtype='',  # of keys and values; '': the model's
+    responses_at_once=0,  # of a prompt, in a micro-batch; 0: the whole group
+    dynamic=False,  # leave out groups that are all right or all wrong
+    refill='next_prompt',  # or resample, which conditions the distribution
+    oversample=1.0,  # prompts of a round for every group that is missing
+    max_rounds=10,  # after which a batch is trained on short
+    max_staleness=1,  # iterations that a surplus group may wait for
+    filter_truncated=False,  # leave responses that were cut off out of the loss
+    server='',  # URL of an OpenAI-compatible server that samples; '': in this process
+    server_model='',  # its name for the policy
+    correction='none',  # of sampler against trainer: none, token, sequence
+    correction_cap=2.0,
+  )
+  return _changed('rollout', block, changes)
+
+
+def rewards(gate: str, **changes: Any) -> dict[str, Any]:
+  """Rewards: verifiers by name, their weights, and which of them says `right`."""
+  block = dict(
+    verifiers={gate: gate},  # name -> verifier, task:NAME, or an import path
+    models={},  # name -> folder of a finished experiments.rm run
+    weights={gate: 1.0},
+    gate=gate,
+    threshold=1.0,  # of the gate's reward, from which a response is right
+    overlong_cache=0,  # tokens before max_response that are punished; 0: none
+    overlong_weight=1.0,
+    token_cost=0.0,  # reward that every token costs
+    seconds=5.0,  # for one sample
+    workers=1,  # processes; 0: in this one, without a limit
+  )
+  return _changed('rewards', block, changes)
+
+
+def online(iterations: int, *, eval_every: int, save_every: int, **changes: Any):
+  """A training block, in iterations of one rollout each."""
+  block = dict(
+    iterations=iterations,
+    epochs=1,  # times that a rollout is gone through (mu)
+    minibatches=1,  # updates of an epoch
+    refresh_every=0,  # iterations after which the policy becomes the reference
+    eval_every=eval_every,
+    save_every=save_every,
+    keep=2,  # checkpoints, the newest
+    best='',  # keep the best by this too: eval/accuracy, eval/reward
+  )
+  return _changed('train', block, changes)
+
+
+def _changed(name, block, changes):
+  unknown = sorted(set(changes) - set(block))
+  if unknown:
+    raise KeyError(f'{name} has no {unknown}')
+  return block | changes
 
 
 def run() -> mlc.ConfigDict:

@@ -106,7 +106,7 @@ def policy_gradient(
   def loss_fn(outputs: Outputs, batch: RolloutBatch):
     check_batch(batch)
     if batch.advantages is None:
-      raise InputError("A rollout has no advantages yet: run the objective's `credit`.")
+      raise InputError('This rollout has no advantages: run `credit` first.')
     difference = LOG_RATIOS[log_ratio](outputs.logps, batch.old_logps, batch.mask)
     loss = surrogate(difference, batch.advantages, outputs.logps)
     if batch.correction is not None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 import dataclasses
+import logging
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,7 +12,8 @@ from prefjax.rewards import base, journal, lengths
 from prefjax.rewards.journal import Journal
 from prefjax.rewards.pool import Scorer
 
-_OVERLONG = 'overlong'
+_LOG = logging.getLogger(__name__)
+_OVERLONG, _LENGTH = 'overlong', 'length'  # penalties, which no verifier may be called
 # Rewards of groups by a model: (prompts [n, l], their lengths [n], tokens [n, k, t],
 # lengths [n, k]) -> [n, k].
 Model = Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray], np.ndarray]
@@ -45,10 +47,12 @@ class Judge:
 
   Attributes:
     scorer: runs the verifiers.
-    weights: of every reward by name: verifiers', models', and `overlong`.
+    weights: of every reward by name: verifiers', models', and, where it is given,
+      `overlong`. What length costs, `length`, weighs 1.
     gate: the reward that says which responses are right: those with at least
       `threshold` of it. Shaping by other rewards does not move it.
     overlong: (longest, cache) of the soft overlong punishment, tokens, or None.
+    token_cost: reward that every token costs; 0 is none.
     models: rewards by models, which run in this process.
     decided: where rewards are written before they are used; None for an evaluation.
   """
@@ -58,15 +62,16 @@ class Judge:
   gate: str
   threshold: float = 1.0
   overlong: tuple[int, int] | None = None
+  token_cost: float = 0.0
   models: Mapping[str, Model] = dataclasses.field(default_factory=dict)
   decided: Journal | None = None
 
   def __post_init__(self):
     judges = [*self.scorer.verifiers, *self.models]
-    if len({*judges, _OVERLONG}) <= len(judges):
+    if len({*judges, _OVERLONG, _LENGTH}) < len(judges) + 2:
       raise InputError(
-        f'Each reward needs a name of its own, other than {_OVERLONG!r}: got '
-        f'{sorted(judges)}.'
+        f'Each reward needs a name of its own, other than {_OVERLONG!r} and '
+        f'{_LENGTH!r}: got {sorted(judges)}.'
       )
     names = {*judges, _OVERLONG} if self.overlong else {*judges}
     if names != set(self.weights):
@@ -79,8 +84,7 @@ class Judge:
         f'rewards.gate must be a verifier or a model, {sorted(judges)}, got '
         f'{self.gate!r}.'
       )
-    if self.overlong:  # refused now if it is no range
-      self._overlong(np.zeros(1, int))
+    self._penalties(np.zeros(1, int))  # refused now if they are out of range
 
   def submit(self, groups: Sampled) -> Callable[[], Judged]:
     """Starts to judge groups; what it returns waits for the rewards.
@@ -118,6 +122,8 @@ class Judge:
     values = {}
     if pending is not None:
       scores = pending.result()
+      for name, error in scores.errors.items():
+        _LOG.warning('reward %s: %s, %s', name, scores.failures[name], error)
       values = {name: x.reshape(-1, k) for name, x in scores.values.items()}
     for name, model in self.models.items():
       arrays = (groups.prompts, groups.prompt_length, groups.tokens, groups.length)
@@ -133,20 +139,28 @@ class Judge:
       self.decided.put({keys[i]: known[i] for i in new})
 
   def _summed(self, groups, known):
-    names = [name for name in self.weights if name != _OVERLONG]
+    names = [*self.scorer.verifiers, *self.models]
     values = {
       name: np.array([row['values'][name] for row in known], np.float64)
       for name in names
     }
     right = values[self.gate] >= self.threshold
-    if self.overlong:
-      found = self._overlong(groups.length)
-      values[_OVERLONG] = np.where(np.isnan(values[self.gate]), np.nan, found)
+    values |= self._penalties(groups.length)
+    weights = {_LENGTH: 1.0} | dict(self.weights)
     shape = groups.length.shape
-    flat = {name: x.reshape(-1) for name, x in values.items()}
-    reward = base.combine(flat, self.weights).reshape(shape)
+    reward = base.combine(
+      {name: x.reshape(-1) for name, x in values.items()},
+      {name: weights[name] for name in values},
+    ).reshape(shape)
+    # Without an outcome it is not known what the rest would shape.
+    reward = np.where(np.isnan(values[self.gate]), np.nan, reward)
     return Judged(reward, right, values)
 
-  def _overlong(self, length):
-    longest, cache = self.overlong
-    return lengths.soft_overlong(length, longest=longest, cache=cache)
+  def _penalties(self, length):
+    found = {}
+    if self.overlong:
+      longest, cache = self.overlong
+      found[_OVERLONG] = lengths.soft_overlong(length, longest=longest, cache=cache)
+    if self.token_cost:
+      found[_LENGTH] = lengths.length_penalty(length, per_token=self.token_cost)
+    return found

@@ -1,6 +1,6 @@
 """What a scoring process does, and how it is started without the program above it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 import contextlib
 import json
 import math

@@ -1,11 +1,12 @@
 """Sampling with the training forward: prefill once a prompt, then decode.
 
-The keys and values of a prompt are shared by its k responses and never copied. A row's
-noise depends on its own key and on how many tokens it has, on nothing else, so what is
-drawn for a prompt does not depend on the batch it stands in.
+A row's noise depends on its own key and on how many tokens it has, on nothing else, so
+what is drawn for a prompt does not depend on the batch it stands in.
 """
 
-from collections.abc import Sequence
+import bisect
+from collections.abc import Callable, Iterator, Sequence
+import dataclasses
 import functools
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -13,11 +14,14 @@ from flax import nnx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
+import numpy as np
 
-from prefjax.models import attention, decoder
-from prefjax.types import Head
+from prefjax.errors import InputError
+from prefjax.rollout import decoding
+from prefjax.rollout.decoding import Admission, Options
+from prefjax.rollout.draws import Controls
 
-_BLOCK = 256  # tokens of a block of the two-level inverse CDF
+FREE = Controls()  # the policy as it is
 
 
 class Samples(NamedTuple):
@@ -33,279 +37,223 @@ class Samples(NamedTuple):
 class Sampler(Protocol):
   """What draws responses; a server can stand behind it."""
 
-  def __call__(
+  def stream(
     self,
     params: Any,
-    prompts: Int[Array, 'p l'],
-    prompt_length: Int[Array, ' p'],
+    prompts: Int[Any, 'p l'],
+    prompt_length: Int[Any, ' p'],
     keys: Key[Array, ' p'],
     *,
     num_responses: int,
     max_tokens: int,
-    temperature: float = 1.0,
-    greedy: bool = False,
-  ) -> Samples: ...
+    controls: Controls = FREE,
+  ) -> Iterator[tuple[np.ndarray, Samples]]:
+    """Hands over prompts' indices with their samples as soon as they are complete."""
+    ...
 
 
-class _Row(NamedTuple):
-  """What the decoding loop carries."""
-
-  index: Any  # [] tokens drawn so far
-  token: Any  # [p, k] the last one
-  done: Any  # [p, k]
-  tokens: Any  # [p, k, t]
-  logps: Any  # [p, k, t]
-  length: Any  # [p, k]
-  cache: Any  # keys and values [layers, p, k, t, m, h]
+def collect(parts: Iterator[tuple[np.ndarray, Samples]]) -> Samples:
+  """The samples of a whole `stream`, in the order of the prompts."""
+  indices, samples = zip(*parts, strict=True)
+  order = np.argsort(np.concatenate(indices))
+  return Samples(*(np.concatenate(x)[order] for x in zip(*samples, strict=True)))
 
 
-def sampler(
-  graph: nnx.GraphDef, *, stop_ids: Sequence[int], pad_id: int = 0
-) -> Sampler:
-  """A jitted sampler of a decoder. Compiles once a shape; temperature is traced."""
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class DecoderSampler:
+  """Samples of a decoder. Compiles once a shape; all controls but greedy are traced.
 
-  @functools.partial(jax.jit, static_argnames=('num_responses', 'max_tokens', 'greedy'))
-  def sample(
-    params,
-    prompts,
-    prompt_length,
-    keys,
-    temperature,
-    *,
-    num_responses,
-    max_tokens,
-    greedy,
-  ):
-    model = nnx.merge(graph, params)
-    return _sample(
-      model,
-      prompts,
-      prompt_length,
-      keys,
-      k=num_responses,
-      t=max_tokens,
-      temperature=temperature,
-      greedy=greedy,
-      stop_ids=jnp.asarray(tuple(stop_ids), jnp.int32),
-      pad_id=pad_id,
-    )
-
-  def call(
-    params,
-    prompts,
-    prompt_length,
-    keys,
-    *,
-    num_responses,
-    max_tokens,
-    temperature=1.0,
-    greedy=False,
-  ):
-    return sample(
-      params,
-      prompts,
-      prompt_length,
-      keys,
-      jnp.asarray(temperature, jnp.float32),
-      num_responses=num_responses,
-      max_tokens=max_tokens,
-      greedy=greedy,
-    )
-
-  return call
-
-
-def _sample(
-  model, prompts, prompt_length, keys, *, k, t, temperature, greedy, stop_ids, pad_id
-):
-  prompt = decoder.left_padded(prompt_length, prompts.shape[1])
-  mixer = functools.partial(_prefill, model.attend, prompt)
-  x = model.embed(prompts, prompt.position)
-  x, _, shared = model.run_layers(x, prompt.position, mixer)
-  row_keys = jax.vmap(
-    lambda key: jax.vmap(functools.partial(jax.random.fold_in, key))(jnp.arange(k))
-  )(keys)
-  call = _Call(
-    model,
-    prompt,
-    prompt_length,
-    shared,
-    row_keys,
-    temperature,
-    greedy,
-    stop_ids,
-    pad_id,
-  )
-  row = call.write(_empty_row(call, k, t, x.dtype), jnp.repeat(x[:, -1:], k, axis=1))
-  row = jax.lax.while_loop(
-    lambda row: (row.index < t) & ~row.done.all(), call.advance, row
-  )
-  return Samples(row.tokens, row.length, row.logps, ~row.done)
-
-
-class _Call(NamedTuple):
-  """What stays the same while the rows of one call are decoded."""
-
-  model: Any
-  prompt: attention.Place
-  prompt_length: Any  # [p]
-  shared: Any  # the prompts' keys and values [layers, p, l, m, h]
-  row_keys: Any  # [p, k]
-  temperature: Any
-  greedy: bool
-  stop_ids: Any
-  pad_id: int
-
-  def advance(self, row: _Row) -> _Row:
-    """Runs the last tokens and draws the next."""
-    k, t = row.tokens.shape[1:]
-    position = jnp.repeat(self.prompt_length[:, None] + row.index - 1, k, axis=1)
-    places = _places(self.prompt, self.prompt_length, row.index, t)
-    mixer = functools.partial(
-      _decode, self.model.config, self.shared, places, row.index
-    )
-    x = self.model.embed(row.token, position)
-    x, cache, _ = self.model.run_layers(x, position, mixer, row.cache)
-    return self.write(row._replace(cache=cache), x)
-
-  def write(self, row: _Row, hidden: Any) -> _Row:
-    """Draws from states [p, k, d]; a finished row stays as it is."""
-    token, logp = self.draw(hidden, row.index)
-    token = jnp.where(row.done, self.pad_id, token)
-    logp = jnp.where(row.done, 0.0, logp)
-    return row._replace(
-      index=row.index + 1,
-      token=token,
-      tokens=row.tokens.at[:, :, row.index].set(token),
-      logps=row.logps.at[:, :, row.index].set(logp),
-      length=row.length + ~row.done,
-      done=row.done | jnp.isin(token, self.stop_ids),
-    )
-
-  def draw(self, hidden: Any, index: Any) -> tuple[Any, Any]:
-    """Tokens and their log-probs, nats, under the policy that draws them."""
-    z = _logits(hidden, self.model.head())
-    if self.greedy:
-      token = jnp.argmax(z, axis=-1)
-    else:
-      z = z / self.temperature
-      token = _inverse_cdf(z, _uniforms(self.row_keys, index, z.dtype))
-    log_p = jax.nn.log_softmax(z)
-    logp = jnp.take_along_axis(log_p, token[..., None], axis=-1)[..., 0]
-    return token.astype(jnp.int32), logp
-
-
-def _empty_row(call: _Call, k: int, t: int, dtype: Any) -> _Row:
-  config, p = call.model.config, len(call.prompt_length)
-  own = (config.num_layers, p, k, t, config.num_kv_heads, config.head_dim)
-  return _Row(
-    index=jnp.zeros((), jnp.int32),
-    token=jnp.zeros((p, k), jnp.int32),
-    done=jnp.zeros((p, k), bool),
-    tokens=jnp.full((p, k, t), call.pad_id, jnp.int32),
-    logps=jnp.zeros((p, k, t), jnp.promote_types(dtype, jnp.float32)),
-    length=jnp.zeros((p, k), jnp.int32),
-    cache=(jnp.zeros(own, dtype), jnp.zeros(own, dtype)),
-  )
-
-
-def _logits(hidden, head: Head):
-  wide = jnp.promote_types(hidden.dtype, jnp.float32)
-  z = jnp.matmul(
-    hidden,
-    head.weight.astype(hidden.dtype).T,
-    preferred_element_type=wide,
-  )
-  z = z if head.bias is None else z + head.bias
-  cap = head.soft_cap
-  return z if cap is None else cap * jnp.tanh(z / cap)
-
-
-def _prefill(attend, prompt, query, key, value, carry, **depth):
-  out = attend(query, key, value, prompt, prompt, depth['window'])
-  return out, carry, (key, value)
-
-
-def _decode(config, shared, places, index, query, key, value, cache, *, window, layer):
-  """One token a row: one softmax over two score blocks, prompt keys never copied."""
-  p, k, n, h = query.shape
-  at = (layer, 0, 0, index - 1, 0, 0)
-  cache = tuple(
-    jax.lax.dynamic_update_slice(old, new[None, :, :, None], at)
-    for old, new in zip(cache, (key, value), strict=True)
-  )
-  prompt_key, prompt_value = (x[layer] for x in shared)
-  own_key, own_value = (x[layer] for x in cache)
-  m = key.shape[2]
-  query = query.reshape(p, k, m, n // m, h)
-  scores = jnp.concatenate(
-    [
-      jnp.einsum('pkmrh,plmh->pkmrl', query, prompt_key),
-      jnp.einsum('pkmrh,pktmh->pkmrt', query, own_key),
-    ],
-    axis=-1,
-  ).astype(jnp.promote_types(query.dtype, jnp.float32))
-  scores = scores * (config.attention_scale or config.head_dim**-0.5)
-  if (cap := config.attention_soft_cap) is not None:
-    scores = cap * jnp.tanh(scores / cap)
-  seen = attention.visible(*places, window)[:, 0]
-  scores = jnp.where(seen[:, None, None, None], scores, -jnp.inf)
-  weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
-  l = prompt_key.shape[1]
-  mixed = jnp.einsum('pkmrl,plmh->pkmrh', weights[..., :l], prompt_value) + jnp.einsum(
-    'pkmrt,pktmh->pkmrh', weights[..., l:], own_value
-  )
-  return mixed.reshape(p, k, n, h), cache, None
-
-
-def _places(prompt, prompt_length, index, t):
-  """Where the new token stands [p, 1], and its prompt's and own keys [p, l + t]."""
-  position = prompt_length[:, None] + index - 1
-  own = prompt_length[:, None] + jnp.arange(t)[None]
-  keys = attention.Place(
-    jnp.concatenate([prompt.position, own], axis=1),
-    jnp.concatenate([prompt.real, jnp.ones_like(own, bool)], axis=1),
-  )
-  return attention.Place(position, jnp.ones_like(position, bool)), keys
-
-
-def _uniforms(row_keys, index, dtype):
-  def one(key):
-    return jax.random.uniform(jax.random.fold_in(key, index), dtype=dtype)
-
-  return jax.vmap(jax.vmap(one))(row_keys)
-
-
-def _inverse_cdf(
-  logits: Float[Array, '*b v'], uniform: Float[Array, '*b']
-) -> Int[Array, '*b']:
-  """The token where the cumulative probability passes `uniform`, in two levels.
-
-  The sums of blocks of the vocabulary find the block, those inside it the token: one
-  uniform a row, where Gumbel noise needs one a token.
+  Attributes:
+    graph: the decoder.
+    stop_ids: tokens that end a response; traced, so that another set compiles nothing.
+    pad_id: what stands beyond a response's end; never read as a sign of anything.
+    slots: prompts decoded at once, whatever is asked for; one whose responses have
+      all ended gives its slot to one that waits. 0 is as many as are asked for.
+    block: tokens between two looks from the host, where slots are given away and stop
+      strings are looked for. 0 is `max_tokens`.
+    stop: whether a text (of token ids) holds a string that ends it, or None.
+    cache_dtype: of keys and values; None is the model's.
+    mesh: slots are dealt over its data axis; None for one device.
   """
-  v = logits.shape[-1]
-  block = min(_BLOCK, v)
-  padding = [(0, 0)] * (logits.ndim - 1) + [(0, -v % block)]
-  top = logits.max(axis=-1, keepdims=True)
-  weights = jnp.pad(jnp.exp(logits - top), padding)
-  weights = weights.reshape(*logits.shape[:-1], -1, block)
-  sums = weights.sum(axis=-1)
-  target = uniform * sums.sum(axis=-1)
-  which, rest = _passes(sums, target)
-  inside = jnp.take_along_axis(weights, which[..., None, None], axis=-2)
-  token, _ = _passes(inside[..., 0, :], rest)
-  return which * block + token
+
+  graph: nnx.GraphDef
+  stop_ids: Sequence[int]
+  pad_id: int = 0
+  slots: int = 0
+  block: int = 0
+  stop: Callable[[Sequence[int]], bool] | None = None
+  cache_dtype: str | None = None
+  mesh: jax.sharding.Mesh | None = None
+
+  def stream(
+    self,
+    params: Any,
+    prompts: Int[Any, 'p l'],
+    prompt_length: Int[Any, ' p'],
+    keys: Key[Array, ' p'],
+    *,
+    num_responses: int,
+    max_tokens: int,
+    controls: Controls = FREE,
+    stop_ids: Int[Any, 'p n'] | None = None,
+  ) -> Iterator[tuple[np.ndarray, Samples]]:
+    """Hands over prompts' indices with their samples as soon as they are complete.
+
+    Args:
+      prompts: token ids, left-padded.
+      keys: a key of each prompt; its responses' keys are folded from it.
+      num_responses: k, of each prompt.
+      max_tokens: t, after which a response is truncated.
+      stop_ids: a set of each prompt, -1 for none, in place of the sampler's own.
+
+    Raises:
+      InputError: for a prompt that is longer than its array, or slots that do not
+        divide by the devices.
+    """
+    length = np.asarray(prompt_length)
+    if length.max() > prompts.shape[1] or length.min() < 1:
+      raise InputError(
+        f'Prompts must have 1 to {prompts.shape[1]} tokens, the length of their '
+        f'bucket, got {length.min()} to {length.max()}.'
+      )
+    if stop_ids is None:
+      own = np.asarray(self.stop_ids, np.int32).reshape(1, -1)
+      stop_ids = np.repeat(own, len(prompts), axis=0)
+    waiting = Admission(np.arange(len(prompts)), prompts, length, keys, stop_ids)
+    run = _Run(self, params, waiting, num_responses, max_tokens, controls)
+    return run.groups()
+
+  @functools.cached_property
+  def _start(self) -> Callable:
+    @functools.partial(jax.jit, static_argnames=('s', 'k', 't', 'options'))
+    def start(params, new, numbers, *, s, k, t, options):
+      model = nnx.merge(self.graph, params)
+      rows = decoding.empty(model.config, new, s, k, t, options)
+      return decoding.admit(model, rows, new, numbers, options)
+
+    return start
+
+  @functools.cached_property
+  def _admit(self) -> Callable:
+    @functools.partial(jax.jit, static_argnames='options', donate_argnums=1)
+    def admit(params, rows, new, numbers, *, options):
+      return decoding.admit(nnx.merge(self.graph, params), rows, new, numbers, options)
+
+    return admit
+
+  @functools.cached_property
+  def _decode(self) -> Callable:
+    @functools.partial(jax.jit, static_argnames='options', donate_argnums=1)
+    def decode(params, rows, steps, numbers, *, options):
+      model = nnx.merge(self.graph, params)
+      return decoding.decode(model, rows, steps, numbers, options)
+
+    return decode
 
 
-def _passes(weights, target):
-  """The first index whose cumulative weight exceeds the target, and what is left."""
-  total = jnp.cumsum(weights, axis=-1)
-  # Rounding can move the sums by an ulp, at either end: never a weight of 0, and
-  # past the very end the last that is not.
-  drawable = weights > 0
-  passed = (total > target[..., None]) & drawable
-  last = weights.shape[-1] - 1 - jnp.argmax(drawable[..., ::-1], axis=-1)
-  index = jnp.where(passed.any(axis=-1), jnp.argmax(passed, axis=-1), last)
-  before = jnp.take_along_axis(total - weights, index[..., None], axis=-1)
-  return index, target - before[..., 0]
+class _Run:
+  """One call: which prompt has which slot, and who waits."""
+
+  def __init__(self, sampler, params, waiting, k, t, controls):
+    self.sampler, self.params, self.waiting = sampler, params, waiting
+    self.k, self.t = k, t
+    self.numbers = controls.numbers()
+    self.options = Options(
+      controls.greedy, controls.truncates, sampler.pad_id, sampler.cache_dtype
+    )
+    count = len(waiting.slots)
+    self.slots = sampler.slots or count
+    shards = 1 if sampler.mesh is None else sampler.mesh.shape['data']
+    self.slots += -self.slots % shards
+    # A quarter at a time: prefill runs whole admissions, filled or not.
+    self.at_once = max(self.slots // 4 // shards * shards, shards)
+    self.next = 0
+    self.holds = np.full(self.slots, -1)
+
+  def groups(self):
+    sampler = self.sampler
+    rows = sampler._start(
+      self.params,
+      self._placed(self._admission(np.arange(self.slots), self.slots)),
+      self.numbers,
+      s=self.slots,
+      k=self.k,
+      t=self.t,
+      options=self.options,
+    )
+    block = jnp.asarray(sampler.block or self.t, jnp.int32)
+    while (self.holds >= 0).any():
+      rows = sampler._decode(
+        self.params, rows, block, self.numbers, options=self.options
+      )
+      if sampler.stop is not None:
+        rows = self._stop(rows)
+      ended = np.flatnonzero(np.asarray(rows.done).all(axis=1) & (self.holds >= 0))
+      if self._worth_a_look(ended):
+        yield self.holds[ended], self._samples(rows, ended)
+        self.holds[ended] = -1
+        rows = self._refill(rows)
+
+  def _worth_a_look(self, ended):
+    left = len(self.waiting.slots) - self.next
+    held = (self.holds >= 0).sum()
+    return len(ended) == held or (left and len(ended) >= min(self.at_once, left))
+
+  def _refill(self, rows):
+    free = np.flatnonzero(self.holds < 0)
+    while len(free) and self.next < len(self.waiting.slots):
+      new = self._admission(free[: self.at_once], self.at_once)
+      rows = self.sampler._admit(
+        self.params, rows, self._placed(new), self.numbers, options=self.options
+      )
+      free = free[self.at_once :]
+    return rows
+
+  def _admission(self, slots, size):
+    """The next waiting prompts for these slots; the rest of `size` is none."""
+    chosen = np.arange(self.next, min(self.next + len(slots), len(self.waiting.slots)))
+    self.next += len(chosen)
+    self.holds[slots[: len(chosen)]] = chosen
+    index = np.pad(chosen, (0, size - len(chosen)), mode='edge')
+    new = jax.tree.map(lambda x: x[index], self.waiting)
+    where = np.full(size, self.slots)
+    where[: len(chosen)] = slots[: len(chosen)]
+    return jax.tree.map(jnp.asarray, new._replace(slots=where.astype(np.int32)))
+
+  def _placed(self, new):
+    if self.sampler.mesh is None:
+      return new
+    sharding = jax.sharding.NamedSharding(self.sampler.mesh, jax.P('data'))
+    return jax.device_put(new, sharding)
+
+  def _samples(self, rows, slots):
+    """What stands in these slots, out of the ring and padded beyond its end."""
+    first, length, truncated, tokens, logps = (
+      np.asarray(x)[slots]
+      for x in (rows.first, rows.length, rows.truncated, rows.tokens, rows.logps)
+    )
+    columns = (first[:, None] + np.arange(self.t)) % self.t
+    tokens, logps = (
+      np.take_along_axis(x, columns[:, None], axis=2) for x in (tokens, logps)
+    )
+    real = np.arange(self.t) < length[..., None]
+    tokens = np.where(real, tokens, np.int32(self.options.pad_id))
+    logps = np.where(real, logps, logps.dtype.type(0))
+    return Samples(tokens, length, logps, truncated)
+
+  def _stop(self, rows):
+    """Ends the rows whose text holds a stop string, at the token that completes it."""
+    held = np.flatnonzero(self.holds >= 0)
+    tokens = self._samples(rows, held)
+    length, truncated, done = (
+      np.array(x) for x in (rows.length, rows.truncated, rows.done)
+    )
+    for i, k in np.ndindex(tokens.length.shape):
+      ids = tokens.tokens[i, k, : tokens.length[i, k]].tolist()
+      if self.sampler.stop(ids):
+        sizes = range(1, len(ids) + 1)
+        end = bisect.bisect_left(sizes, True, key=lambda n: self.sampler.stop(ids[:n]))
+        at = held[i], k
+        length[at], truncated[at], done[at] = sizes[end], False, True
+    length, truncated, done = map(jnp.asarray, (length, truncated, done))
+    return rows._replace(length=length, truncated=truncated, done=done)

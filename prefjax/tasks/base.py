@@ -24,7 +24,7 @@ class Task(Protocol):
   `prompt + response`, with nothing put between the two.
   """
 
-  def reviews(
+  def documents(
     self, seed: int, count: int, split: str = 'train'
   ) -> list[tuple[str, str]]:
     """`count` pairs (prompt, response) for maximum likelihood."""

@@ -115,7 +115,7 @@ def rewards(
   )
 
 
-def reviews(seed: int, count: int, split: str = 'train') -> list[tuple[str, str]]:
+def documents(seed: int, count: int, split: str = 'train') -> list[tuple[str, str]]:
   """`count` reviews, each cut into (prompt, response) after 2 to 8 words.
 
   Review i is a pure function of (seed, split, i). The response begins with a

@@ -37,7 +37,7 @@ class Task:
   def reward(self, prompt, response):
     return self.rewards([prompt], [response])[0]
 
-  def reviews(self, seed, count, split='train'):
+  def documents(self, seed, count, split='train'):
     raise NotImplementedError
 
   def prompts(self, seed, count, split='train'):
@@ -54,8 +54,14 @@ def forward(params, batch, *, adapters=True):
   return jax.nn.one_hot(tokens, VOCAB), Head(params)
 
 
-def sample(params, prompts, prompt_length, keys, **options):
-  """Plain ancestral sampling from the bigram table."""
+class Bigrams:
+  """Plain ancestral sampling from the bigram table, as a `Sampler`."""
+
+  def stream(self, params, prompts, prompt_length, keys, **options):
+    yield np.arange(len(prompts)), sample(params, prompts, keys, **options)
+
+
+def sample(params, prompts, keys, **options):
   k, t = options['num_responses'], options['max_tokens']
   draws = np.random.default_rng(np.asarray(jax.random.key_data(keys)).sum())
   p = len(prompts)
@@ -104,7 +110,7 @@ def comparison():
   reference = jnp.asarray(draw.normal(size=(VOCAB, VOCAB)), jnp.float32)
   policy = reference + jnp.asarray(draw.normal(size=(VOCAB, VOCAB)), jnp.float32) / 3
   writer = Writer(
-    sample=sample,
+    sampler=Bigrams(),
     tokenizer=Letters(),
     num_responses=1500,
     max_prompt=2,

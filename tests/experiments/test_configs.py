@@ -7,7 +7,7 @@ import jax
 import ml_collections as mlc
 import pytest
 
-from experiments import build, dpo
+from experiments import build, sft
 from prefjax import objectives
 from prefjax.models import decoder
 
@@ -59,7 +59,7 @@ def test_a_full_config_has_a_shape_and_valid_numbers(path):
   shapes = decoder.create(model.config)[1]
   count = sum(leaf.size for leaf in jax.tree.leaves(shapes))
   assert count > 1e5
-  parts = [config, dpo.likelihood_config(config)] if 'reference' in config else [config]
+  parts = [config, sft.likelihood_config(config)] if 'reference' in config else [config]
   for part in parts:
     build.objective(part), build.optimizer(part), build.plan(part)
 

@@ -14,7 +14,8 @@ import pytest
 from prefjax import logprobs
 from prefjax.errors import InputError
 from prefjax.models import decoder, llama2c
-from prefjax.rollout.sampler import sampler
+from prefjax.rollout.draws import Controls
+from prefjax.rollout.sampler import DecoderSampler, collect
 from prefjax.types import PreferenceBatch
 
 DATA = Path(os.environ.get('PREFJAX_DATA') or Path(__file__).parents[2] / 'data')
@@ -124,16 +125,16 @@ def decode(path, ids):
 def test_greedy_samples_of_a_real_model(stories):
   folder, config, params, expected = stories
   graph, _ = decoder.create(config)
-  sample = sampler(graph, stop_ids=(BOS,))
-  found = sample(
+  drawn = DecoderSampler(graph=graph, stop_ids=(BOS,)).stream(
     params,
     jnp.array([[BOS]]),
     jnp.array([1]),
     jax.random.key(0)[None],
     num_responses=1,
     max_tokens=200,
-    greedy=True,
+    controls=Controls(greedy=True),
   )
+  found = collect(drawn)
   ids = [BOS, *np.asarray(found.tokens)[0, 0].tolist()]
   assert ids == expected['greedy_ids']
   assert decode(folder / 'tok512.bin', ids) == expected['text']

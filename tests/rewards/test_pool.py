@@ -1,9 +1,9 @@
 from concurrent.futures import ThreadPoolExecutor
+import json
 import math
 from multiprocessing import spawn
 import os
 from pathlib import Path
-import json
 import signal
 import subprocess
 import sys

@@ -7,9 +7,13 @@ import pytest
 import scipy.stats
 
 from prefjax import logprobs
+from prefjax.errors import InputError
 from prefjax.models import config as configs
 from prefjax.models import decoder
-from prefjax.rollout import sampler as module
+from prefjax.rollout import decoding, draws
+from prefjax.rollout.draws import Controls
+from prefjax.rollout.sampler import DecoderSampler, collect
+from prefjax.training import mesh as meshes
 from prefjax.types import PreferenceBatch
 
 VOCAB, PAD, MOST = 13, 0, 7
@@ -36,6 +40,7 @@ KINDS = {
   'llama': dict(family='llama', attention_scale=1.0),
 }
 STOPS = (3, 7)
+SIZES_OF_A_CALL = ('num_responses', 'max_tokens')
 PROMPTS = ([5, 6, 1, 2, 9], [4], [8, 8, 2], [11, 3])
 
 
@@ -54,7 +59,7 @@ def model(kind):
 
 @functools.cache
 def make(kind, stop_ids=STOPS):
-  return module.sampler(model(kind)[0], stop_ids=stop_ids, pad_id=PAD)
+  return DecoderSampler(graph=model(kind)[0], stop_ids=stop_ids, pad_id=PAD)
 
 
 def left_padded(prompts, size=5):
@@ -70,10 +75,13 @@ def draw(kind, stop_ids=STOPS, rows=(0, 1, 2, 3), size=5, seed=0, **options):
   """Samples to the prompts `rows`; each prompt has a key of its own."""
   prompts, length = left_padded([PROMPTS[row] for row in rows], size)
   own = keys(*(100 * seed + row for row in rows))
-  options = dict(num_responses=3, max_tokens=MOST) | options
-  params = model(kind)[1]
-  found = make(kind, stop_ids)(params, prompts, length, own, **options)
-  return jax.tree.map(np.asarray, found)
+  sizes = {name: options.pop(name) for name in SIZES_OF_A_CALL if name in options}
+  sizes = dict(num_responses=3, max_tokens=MOST) | sizes
+  sampler = make(kind, stop_ids)
+  params, controls = model(kind)[1], Controls(**options)
+  return collect(
+    sampler.stream(params, prompts, length, own, controls=controls, **sizes)
+  )
 
 
 @functools.cache
@@ -184,38 +192,199 @@ def test_left_padding_changes_nothing():
   np.testing.assert_allclose(narrow.logps, wide.logps, atol=1e-5)
 
 
-def test_temperature_is_traced(monkeypatch):
-  traces, real = [], module._sample
+def test_controls_and_stop_ids_are_traced(monkeypatch):
+  traces, real = [], decoding.decode
 
-  def counting(*args, **kwargs):
-    traces.append(kwargs['temperature'])
-    return real(*args, **kwargs)
+  def counting(*args):
+    traces.append(None)
+    return real(*args)
 
-  monkeypatch.setattr(module, '_sample', counting)
-  sample = module.sampler(model('llama')[0], stop_ids=STOPS, pad_id=PAD)
+  monkeypatch.setattr(decoding, 'decode', counting)
+  sampler = DecoderSampler(graph=model('llama')[0], stop_ids=STOPS, pad_id=PAD)
   args = (model('llama')[1], *left_padded(PROMPTS), keys(0, 1, 2, 3))
-  cold, warm, hot = (
-    sample(*args, num_responses=3, max_tokens=MOST, temperature=t).tokens
-    for t in (1e-3, 1, np.float32(2.0))
-  )
-  assert len(traces) == 1
+
+  def tokens(stop_ids=None, **controls):
+    options = dict(num_responses=3, max_tokens=MOST, controls=Controls(**controls))
+    return collect(sampler.stream(*args, stop_ids=stop_ids, **options)).tokens
+
+  cold, warm, hot = (tokens(temperature=t) for t in (1e-3, 1.0, 2.0))
   np.testing.assert_array_equal(cold, draw('llama', greedy=True).tokens)
   assert (warm != hot).any()
+  # Every prompt has a set of its own, and the last one never stops.
+  sets = np.asarray([[3, 7], [7, 3], [11, -1], [-1, -1]], np.int32)
+  own = tokens(stop_ids=sets)
+  assert len(traces) == 1
+  np.testing.assert_array_equal(own[:2], warm[:2])
+  np.testing.assert_array_equal(own[3], draw('llama', stop_ids=()).tokens[3])
+  few = [tokens(top_k=k, top_p=p) for k, p in ((1, 1.0), (2, 1.0), (0, 0.3))]
+  assert len(traces) == 2
+  np.testing.assert_array_equal(few[0], cold)
+  assert (few[1] != few[2]).any()
 
 
-def test_sampling_has_no_gradient():
-  def loss(params):
-    prompts, length = left_padded(PROMPTS)
-    samples = make('llama')(
-      params, prompts, length, keys(1, 2, 3, 4), num_responses=1, max_tokens=3
+# Slots ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('kind', KINDS)
+@pytest.mark.parametrize(('slots', 'block'), [(1, 3), (2, 2), (3, 1)])
+def test_slots_given_away_change_nothing(x64, kind, slots, block):
+  """More prompts than slots, in float64: the same responses whatever the split."""
+  graph, params = model(kind)
+  params = jax.tree.map(lambda x: x.astype(jnp.float64), params)
+  config = configs.create(
+    **SIZES, **KINDS[kind], dtype='float64', param_dtype='float64'
+  )
+  graph, _ = decoder.create(config)
+  prompts, length = left_padded([PROMPTS[i % 4] for i in range(7)])
+  args = (params, prompts, length, keys(*range(7)))
+  options = dict(num_responses=2, max_tokens=MOST)
+  whole = collect(DecoderSampler(graph=graph, stop_ids=STOPS).stream(*args, **options))
+  few = DecoderSampler(graph=graph, stop_ids=STOPS, slots=slots, block=block)
+  parts = list(few.stream(*args, **options))
+  assert len(parts) > 1
+  found = collect(iter(parts))
+  for name in ('tokens', 'length', 'truncated'):
+    np.testing.assert_array_equal(getattr(found, name), getattr(whole, name))
+  np.testing.assert_allclose(found.logps, whole.logps, rtol=0, atol=1e-12)
+  # A response longer than the ring's rest goes round it.
+  assert whole.truncated.any()
+  assert not whole.truncated.all()
+
+
+def test_slots_compile_a_bounded_number_of_programs(monkeypatch):
+  traces, real = [], decoding.admit
+
+  def counting(*args):
+    traces.append(None)
+    return real(*args)
+
+  monkeypatch.setattr(decoding, 'admit', counting)
+  sampler = DecoderSampler(graph=model('llama')[0], stop_ids=STOPS, slots=4, block=2)
+  for count in (9, 14, 20):
+    prompts, length = left_padded([PROMPTS[i % 4] for i in range(count)])
+    args = (model('llama')[1], prompts, length, keys(*range(count)))
+    found = collect(sampler.stream(*args, num_responses=2, max_tokens=MOST))
+    assert len(found.tokens) == count
+  assert len(traces) == 2  # the first fill and the refill
+
+
+def test_a_prompt_longer_than_its_bucket_is_an_error_that_says_so():
+  prompts, length = left_padded(PROMPTS)
+  with pytest.raises(InputError, match='1 to 5 tokens, the length of their bucket'):
+    make('llama').stream(
+      model('llama')[1],
+      prompts,
+      length + 1,
+      keys(0, 1, 2, 3),
+      num_responses=1,
+      max_tokens=2,
     )
-    return samples.logps.sum()
-
-  with pytest.raises(ValueError, match='Reverse-mode differentiation'):
-    jax.grad(loss)(model('llama')[1])
 
 
-inverse_cdf = jax.jit(module._inverse_cdf)
+def test_slots_over_eight_devices_draw_the_same():
+  mesh = meshes.create({'data': 8})
+  prompts, length = left_padded([PROMPTS[i % 4] for i in range(11)])
+  args = (prompts, length, keys(*range(11)))
+  options = dict(num_responses=2, max_tokens=MOST)
+  graph, params = model('llama')
+  alone = collect(
+    DecoderSampler(graph=graph, stop_ids=STOPS).stream(params, *args, **options)
+  )
+  sampler = DecoderSampler(graph=graph, stop_ids=STOPS, slots=8, block=3, mesh=mesh)
+  placed = jax.device_put(params, meshes.replicated(mesh))
+  found = collect(sampler.stream(placed, *args, **options))
+  np.testing.assert_array_equal(found.tokens, alone.tokens)
+  np.testing.assert_allclose(found.logps, alone.logps, rtol=0, atol=1e-5)
+
+
+def test_a_stop_string_ends_a_response_at_the_token_that_completes_it():
+  free = draw('llama', stop_ids=())
+  ids = free.tokens[0, 1].tolist()
+  wanted = ids[2:4]
+
+  def holds(tokens):
+    return any(tokens[i : i + 2] == wanted for i in range(len(tokens)))
+
+  sampler = DecoderSampler(
+    graph=model('llama')[0], stop_ids=(), pad_id=PAD, block=3, stop=holds
+  )
+  prompts, length = left_padded(PROMPTS)
+  args = (model('llama')[1], prompts, length, keys(0, 1, 2, 3))
+  found = collect(sampler.stream(*args, num_responses=3, max_tokens=MOST))
+  assert found.length[0, 1] == 4
+  for row, length, cut, whole in zip(
+    *(x.reshape(12, -1) for x in (found.tokens, found.length, found.truncated)),
+    free.tokens.reshape(12, -1),
+    strict=True,
+  ):
+    n = int(length[0])
+    np.testing.assert_array_equal(row[:n], whole[:n])
+    assert (row[n:] == PAD).all()
+    assert bool(cut[0]) == (n == MOST and not holds(whole.tolist()))
+    assert not holds(row[: n - 1].tolist())
+
+
+# Draws ------------------------------------------------------------------------
+
+
+def truncated(logits, **controls):
+  numbers = Controls(**controls).numbers()
+  return np.asarray(draws.truncated(jnp.asarray(logits), numbers))
+
+
+def test_truncation_by_hand():
+  p = np.array([0.5, 0.2, 0.15, 0.1, 0.05])
+  order = [3, 0, 4, 1, 2]  # the vocabulary is not sorted
+  logits = np.log(p)[order].astype(np.float32)
+
+  def kept(**controls):
+    found = truncated(logits, **controls)
+    np.testing.assert_array_equal(found[np.isfinite(found)], logits[np.isfinite(found)])
+    return sorted(p[order][np.isfinite(found)].tolist(), reverse=True)
+
+  assert kept() == [0.5, 0.2, 0.15, 0.1, 0.05]
+  assert kept(top_k=2) == [0.5, 0.2]
+  assert kept(top_p=0.5) == [0.5]
+  assert kept(top_p=0.51) == [0.5, 0.2]
+  assert kept(min_p=0.25) == [0.5, 0.2, 0.15]
+  # top-p counts the mass of what top-k left: 0.5 of 0.7 is more than 0.7.
+  assert kept(top_k=2, top_p=0.7) == [0.5]
+  assert kept(top_k=9) == kept()
+
+
+@pytest.mark.parametrize(
+  'controls', [dict(top_k=3), dict(top_p=0.6, temperature=0.7), dict(min_p=0.3)]
+)
+def test_logps_under_truncation_are_renormalised(controls):
+  samples = draw('llama', **controls)
+  full, _, mask = teacher_forced('llama', samples, controls.get('temperature', 1.0))
+  assert (samples.logps[mask] >= full[mask] - 1e-5).all()
+  assert (samples.logps - full)[mask].max() > 0.1
+  # First tokens: the probabilities of the kept tokens sum to 1.
+  many = draw('llama', **controls, num_responses=400, max_tokens=1)
+  for row in range(4):
+    _, first = np.unique(many.tokens[row, :, 0], return_index=True)
+    np.testing.assert_allclose(np.exp(many.logps[row, first, 0]).sum(), 1, atol=1e-4)
+
+
+def test_controls_out_of_range_are_refused():
+  for name, value in dict(temperature=0.0, top_k=-1, top_p=0.0, min_p=1.5).items():
+    with pytest.raises(InputError, match=name):
+      Controls(**{name: value})
+
+
+def test_a_bfloat16_cache_is_near_the_float32_one():
+  prompts, length = left_padded(PROMPTS)
+  args = (model('llama')[1], prompts, length, keys(0, 1, 2, 3))
+  sampler = DecoderSampler(graph=model('llama')[0], stop_ids=(), cache_dtype='bfloat16')
+  options = dict(num_responses=3, max_tokens=2, controls=Controls(greedy=True))
+  found = collect(sampler.stream(*args, **options))
+  exact = draw('llama', stop_ids=(), max_tokens=2, greedy=True)
+  gap = np.abs(found.logps - exact.logps)
+  assert 0 < gap.max() < 0.1
+
+
+inverse_cdf = jax.jit(draws.inverse_cdf)
 
 
 @pytest.mark.parametrize('vocab', [13, 256, 257, 600])
@@ -266,7 +435,7 @@ def test_rounding_never_draws_what_cannot_be_drawn():
       edge = edge if way == 0 else np.nextafter(edge, np.float32(way * 9))
       drawn = np.asarray(inverse_cdf(logits, edge))
       assert np.isfinite(np.take_along_axis(logits, drawn[:, None], 1)).all()
-  index, _ = module._passes(jnp.asarray([0.0, 0.5, 0.5]), jnp.asarray(-1e-9))
+  index, _ = draws.passes(jnp.asarray([0.0, 0.5, 0.5]), jnp.asarray(-1e-9))
   assert int(index) == 1
 
 
@@ -275,7 +444,9 @@ def test_a_row_draws_from_its_own_distribution():
   prompts, length = left_padded(PROMPTS)
   own = jax.vmap(jax.random.key)(jnp.arange(4))
   options = dict(num_responses=4000, max_tokens=1)
-  found = make('llama')(model('llama')[1], prompts, length, own, **options)
+  found = collect(
+    make('llama').stream(model('llama')[1], prompts, length, own, **options)
+  )
   for row in range(4):
     counts = np.bincount(np.asarray(found.tokens)[row, :, 0], minlength=VOCAB)
     logps = np.full(VOCAB, -np.inf)

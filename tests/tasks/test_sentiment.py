@@ -70,8 +70,8 @@ def test_rewards_are_those_of_each_pair():
 @pytest.fixture(scope='module')
 def documents():
   return {
-    'train': sentiment.reviews(0, 1500),
-    'test': sentiment.reviews(0, 400, 'test'),
+    'train': sentiment.documents(0, 1500),
+    'test': sentiment.documents(0, 400, 'test'),
   }
 
 
@@ -90,9 +90,9 @@ def test_reviews_are_cut_where_they_should_be(documents):
 
 
 def test_review_i_depends_on_seed_split_and_i_alone(documents):
-  assert sentiment.reviews(0, 40) == documents['train'][:40]
-  assert sentiment.reviews(0, 40, 'test') == documents['test'][:40]
-  other = set(sentiment.reviews(1, 200))
+  assert sentiment.documents(0, 40) == documents['train'][:40]
+  assert sentiment.documents(0, 40, 'test') == documents['test'][:40]
+  other = set(sentiment.documents(1, 200))
   assert len(other & set(documents['train'])) < 10
 
 
@@ -106,7 +106,7 @@ def test_the_first_reviews_are_pinned(documents):
 
 def test_no_prompt_is_in_both_splits(documents):
   # Two seeds, for it must hold whatever the seed.
-  more = sentiment.reviews(1, 300, 'test')
+  more = sentiment.documents(1, 300, 'test')
   train = {prompt for prompt, _ in documents['train']}
   test = {prompt for prompt, _ in documents['test'] + more}
   assert len(train) > 600
@@ -147,11 +147,11 @@ def test_more_prompts_than_there_are_is_an_error(monkeypatch):
 
 def test_wrong_arguments_name_what_is_right():
   with pytest.raises(InputError, match=r"'train', 'test'.*'valid'"):
-    sentiment.reviews(0, 1, 'valid')
+    sentiment.documents(0, 1, 'valid')
   with pytest.raises(InputError, match='seed'):
     sentiment.prompts(-1, 1)
   with pytest.raises(InputError, match='count'):
-    sentiment.reviews(0, -1)
+    sentiment.documents(0, -1)
 
 
 def test_tasks_are_got_by_name():

@@ -272,7 +272,7 @@ def test_hyper_has_one_type(number, x64):
         objectives.create('dpo', beta=number),
         Optimizer(name='adamw', learning_rate=np.float64(number), steps=3),
       )
-    assert set(numbers) == {'objective', 'optimizer'}
+    assert set(numbers) == {'objective', 'optimizer', 'temperature'}
     for leaf in jax.tree.leaves(numbers):
       assert leaf.dtype == dtype and not leaf.weak_type and leaf.shape == ()
     assert numbers['objective']['beta'] == 2

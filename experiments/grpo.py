@@ -1,0 +1,207 @@
+"""Learning from a policy's own samples: GRPO, DAPO, PPO and every on-policy recipe.
+
+python -m experiments.grpo --config=experiments/configs/grpo/arithmetic.py
+"""
+
+from collections.abc import Callable
+import contextlib
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from experiments import build, launch, rm, rollouts, sft
+from experiments.build import Config, Model, Split
+from experiments.rollouts import Rollouts
+from prefjax.data import buckets, sources
+from prefjax.data.tokenizers import Tokenizer
+from prefjax.errors import InputError
+from prefjax.evaluation.report import write_report
+from prefjax.models import heads, hub
+from prefjax.rewards.journal import Journal
+from prefjax.training import mesh as meshes
+from prefjax.training import monitor
+from prefjax.training.metrics import PhaseClock
+from prefjax.training.minibatches import Cutter
+from prefjax.training.online import OnlineLoop
+from prefjax.training.step import Step
+from prefjax.training.workdir import Run
+
+
+class Setting(NamedTuple):
+  """All that stands before the first rollout."""
+
+  model: Model
+  tokenizer: Tokenizer
+  policy: Any  # parameters
+  asked: Split
+
+
+def main(config: Config, workdir: Path, cache: Path) -> None:
+  """Policy, questions, rollouts and updates, evaluation, report."""
+  validate(config)
+  run = sft.opened(config, workdir)
+  if run.finished:
+    sft.print_summary(run)
+    return
+  clock = PhaseClock()
+  setting = prepare(config, cache, clock, print)
+  with contextlib.ExitStack() as stack:
+    made = rolled(config, run, setting, stack)
+    loop = online_loop(config, run, setting, made, clock)
+    params, evaluation = loop.run(start_params(config, setting))
+  sft.save_final(run.folder, config['train']['iterations'], params)
+  with clock('report'):
+    title = f'{config["objective"]["name"]} on {config["data"]["source"]}'
+    write_report(run.folder, title=title, table=evaluation)
+  run.finish(evaluation)
+  sft.print_summary(run)
+
+
+def validate(config: Config) -> None:
+  """Refuses a config before anything is computed, compiled or written.
+
+  Raises:
+    InputError: naming the key.
+  """
+  objective = build.objective(config)
+  if 'rewards' not in objective.needs or objective.name == 'critic':
+    raise InputError(f'{objective.name} does not learn from rollouts.')
+  if 'step' in objective.needs:
+    raise InputError(
+      'objective.supervision=process needs step rewards, which no reward here gives.'
+    )
+  build.validate(config)
+  rollouts.controls(config), rollouts.collector(config), rollouts.correction(config)
+  if not config['policy']['checkpoint']:
+    build.validate(sft.likelihood_config(config))
+  prompts, parts = config['rollout']['prompts'], config['train']['minibatches']
+  shards = _shards(build.mesh(config))
+  if prompts % (parts * shards):
+    raise InputError(
+      f'rollout.prompts={prompts} must be a multiple of train.minibatches={parts} '
+      f'times the {shards} devices of mesh.data.'
+    )
+
+
+def prepare(
+  config: Config, cache: Path, clock: PhaseClock, say: Callable[[str], None]
+) -> Setting:
+  """The first policy, from a checkpoint or by maximum likelihood, and the questions."""
+  model = build.model(config)
+  if config['policy']['checkpoint']:
+    policy, tokenizer = checkpoint_policy(config, model)
+  else:
+    policy, tokenizer = sft.reference_policy(config, cache, clock, say)
+  with clock('data'):
+    asked = rollouts.encoded(config, tokenizer, build.questions(config), say)
+  return Setting(model, tokenizer, policy, asked)
+
+
+def checkpoint_policy(config: Config, model: Model) -> tuple[Any, Tokenizer]:
+  """The policy of a Hugging Face folder, whose shape must be that of the config."""
+  name = config['policy']['checkpoint']
+  folder = sources.find(f'{name}/config.json').parent
+  shape, params = hub.load(folder)
+  for key in ('vocab_size', 'width', 'num_layers', 'num_heads', 'num_kv_heads'):
+    got, wanted = getattr(shape, key), getattr(model.config, key)
+    if got != wanted:
+      raise InputError(f'model.{key}={wanted}, but the checkpoint {name} has {got}.')
+  return params, build.tokenizer(config, Path(), [])
+
+
+def rolled(
+  config: Config, run: Run, setting: Setting, stack: contextlib.ExitStack
+) -> Rollouts:
+  """The rollouts; their pool of verifiers and their journal end with the stack."""
+  scorer = stack.enter_context(rollouts.scorer(config))
+  decided = stack.enter_context(Journal(run.folder / 'rewards.jsonl'))
+  models = {
+    name: rm.model_reward(Path(workdir), setting.tokenizer)
+    for name, workdir in config['rewards']['models'].items()
+  }
+  judges = Split(
+    *(rollouts.judge(config, scorer, models, written) for written in (decided, None))
+  )
+  return rollouts.create(
+    config,
+    setting.model,
+    setting.tokenizer,
+    build.mesh(config),
+    setting.asked,
+    judges,
+  )
+
+
+def start_params(config: Config, setting: Setting) -> Any:
+  """The policy's parameters, with a value head where it shares its trunk."""
+  params = build.on_one_device(setting.policy)
+  if 'values' in build.objective(config).needs:
+    return heads.with_scalar(params, setting.model.config.width)
+  return params
+
+
+def online_loop(
+  config: Config, run: Run, setting: Setting, made: Rollouts, clock: PhaseClock
+) -> OnlineLoop:
+  """The loop of a config, with a critic of its own where the objective has one."""
+  mesh, model = build.mesh(config), setting.model
+  objective = build.objective(config)
+  valued = model._replace(forward=heads.forward(model.forward))
+  shared = 'values' in objective.needs
+  separate = config['objective'].get('trunk') == 'separate'
+  params = start_params(config, setting)
+  return OnlineLoop(
+    step=build.step(config, valued if shared else model, mesh),
+    plan=build.plan(config),
+    collect=made.collect,
+    carry=made.carry(),
+    cutter=cutter(config),
+    folder=run.folder,
+    clock=clock,
+    description=objective.name,
+    seed=config['seed'],
+    temperature=config['rollout']['temperature'],
+    critic=critic_step(config, valued, mesh) if separate else None,
+    critic_params=heads.with_scalar(params, model.config.width) if separate else None,
+    correction=rollouts.correction(config),
+    filter_truncated=config['rollout']['filter_truncated'],
+    evaluate=made.evaluate,
+    flops=lambda batch: monitor.training_flops(model.config, batch),
+    peak=monitor.peak_flops(model.config.dtype),
+    wandb_project=config['log']['wandb'] or None,
+  )
+
+
+def critic_step(config: Config, model: Model, mesh: Any) -> Step:
+  """The step of a critic: the policy's optimiser at a rate of its own."""
+  clip = config['objective']['value_clip']
+  changed = {
+    **config,
+    'objective': {'name': 'critic', 'value_clip': clip},
+    'optimizer': {**config['optimizer'], **config['critic']},
+    'log': {**config['log'], 'entropy': False},
+  }
+  return build.step(changed, model, mesh)
+
+
+def cutter(config: Config) -> Cutter:
+  """How rollouts are cut into micro-batches."""
+  data, size = config['data'], config['rollout']
+  return Cutter(
+    grid=buckets.grid(
+      data['max_prompt'],
+      data['max_response'],
+      multiple=data['bucket_multiple'],
+      growth=data['bucket_growth'],
+    ),
+    max_tokens=data['max_tokens'],
+    at_once=size['responses_at_once'],
+    shards=_shards(build.mesh(config)),
+  )
+
+
+def _shards(mesh: Any) -> int:
+  return 1 if mesh is None else meshes.data_shards(mesh)
+
+
+if __name__ == '__main__':
+  launch.run(main, 'grpo')

@@ -1,0 +1,363 @@
+"""The online loop: roll out, score, credit, update several times, and go on.
+
+What an iteration samples is a function of the policy, the position in the stream of
+prompts and the seed, and all three are in the checkpoint: a run that was killed between
+rollout and update, in the middle of an accumulation or while it refilled a batch, does
+the iteration again and gets the same bits.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+import contextlib
+import dataclasses
+import functools
+import math
+from pathlib import Path
+import time
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from prefjax.errors import InputError, Preempted
+from prefjax.objectives import PolicyObjective
+from prefjax.objectives.policy_gradient import group_tokens
+from prefjax.training import guards, workdir
+from prefjax.training import metrics as metrics_lib
+from prefjax.training.checkpoints import Checkpoints
+from prefjax.training.loop import tokens
+from prefjax.training.mesh import place_batch
+from prefjax.training.metrics import MetricWriter, PhaseClock
+from prefjax.training.minibatches import Cutter, gathered
+from prefjax.training.monitor import Compilations
+from prefjax.training.progress import Progress
+from prefjax.training.step import Step, hyper, initial_state
+from prefjax.types import RolloutBatch
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OnlinePlan:
+  """How long to train, in iterations of one rollout each.
+
+  Attributes:
+    iterations: rollouts.
+    epochs: times that each rollout is gone through (mu).
+    minibatches: updates of an epoch, each on its own prompts.
+    refresh_every: iterations after which the policy becomes the reference; 0 is never.
+  """
+
+  iterations: int
+  epochs: int = 1
+  minibatches: int = 1
+  refresh_every: int = 0
+  eval_every: int = 10
+  save_every: int = 10
+  keep: int = 2
+  best: str = ''  # an evaluation metric by which one more checkpoint is kept
+
+  def __post_init__(self):
+    for field in dataclasses.fields(self):
+      least = 0 if field.name == 'refresh_every' else 1
+      if field.type is int and getattr(self, field.name) < least:
+        raise InputError(
+          f'train.{field.name} must be at least {least}, '
+          f'got {getattr(self, field.name)}.'
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Correction:
+  """Weights for the difference between the sampler's log-probs and the trainer's.
+
+      token      min(pi_trainer(y_t) / pi_sampler(y_t), cap)
+      sequence   min(prod_t pi_trainer(y_t) / pi_sampler(y_t), cap)
+
+  formed in log space; constants. Truncated importance sampling: Yao et al. (2025),
+  `Your efficient RL framework secretly brings you off-policy RL training`. With
+  `none` the sampler's log-probs are the old policy's: exact where sampler and trainer
+  are one program and nothing truncates the support.
+  """
+
+  level: Literal['none', 'token', 'sequence'] = 'none'
+  cap: float = 2.0
+
+  def __post_init__(self):
+    if self.level not in ('none', 'token', 'sequence'):
+      raise InputError(
+        f'rollout.correction must be none, token or sequence, got {self.level!r}.'
+      )
+    if not 1 <= self.cap < math.inf:
+      raise InputError(f'rollout.correction_cap must be at least 1, got {self.cap}.')
+
+  def weights(
+    self, trainer: np.ndarray, sampler: np.ndarray, mask: np.ndarray
+  ) -> np.ndarray:
+    """The weight of each token [p, k, t]."""
+    gap = np.where(mask, trainer - sampler, 0.0)
+    if self.level == 'sequence':
+      gap = np.broadcast_to(gap.sum(axis=-1, keepdims=True), gap.shape)
+    return np.exp(np.minimum(gap, np.log(self.cap))).astype(trainer.dtype)
+
+
+class Collected(NamedTuple):
+  """What an iteration rolled out."""
+
+  batch: RolloutBatch  # NumPy arrays [p, ...], with rewards
+  carry: Any  # nested dict of arrays, for the next iteration
+  metrics: Mapping[str, float]
+  samples: Iterable[Mapping[str, Any]]  # rows to be read by people
+
+
+@dataclasses.dataclass(kw_only=True)
+class OnlineLoop:
+  """One run of an objective on its own samples, in a folder; starts or resumes it.
+
+  Attributes:
+    step: the policy's; its objective is a `PolicyObjective` when built.
+    collect: (policy's parameters, carry, iteration) -> `Collected`.
+    carry: what the first iteration starts from.
+    reference: parameters that the KL is taken to; None is the first policy.
+    critic: the step of a critic of its own, or None.
+    critic_params: what the critic starts from.
+    filter_truncated: leave responses that were cut off out of the loss (DAPO's
+      overlong filtering); they still count in their group's mean and spread.
+    evaluate: (parameters, iteration) -> metrics of held-out prompts.
+    seed: deals prompts to minibatches.
+    flops: floating-point operations of an update on a micro-batch; for the log alone.
+  """
+
+  step: Step
+  plan: OnlinePlan
+  collect: Callable[[Any, Any, int], Collected]
+  carry: Any
+  cutter: Cutter
+  folder: Path
+  clock: PhaseClock
+  description: str
+  seed: int
+  temperature: float = 1.0
+  reference: Any = None
+  critic: Step | None = None
+  critic_params: Any = None
+  correction: Correction = dataclasses.field(default_factory=Correction)
+  filter_truncated: bool = False
+  evaluate: Callable[[Any, int], Mapping[str, float]] | None = None
+  flops: Callable[[Any], float] = lambda batch: 0.0
+  peak: float = math.inf
+  say: Callable[[str], None] = print
+  wandb_project: str | None = None
+
+  def run(self, params: Any) -> tuple[Any, dict[str, float]]:
+    """The trained parameters and the last evaluation. `params` is not consumed."""
+    self._numbers = hyper(self.step.objective, self.step.optimizer, self.temperature)
+    self._last: dict[str, float] = {}
+    with contextlib.ExitStack() as stack:
+      saver = stack.enter_context(
+        Checkpoints(
+          self.folder / 'checkpoints',
+          keep=self.plan.keep,
+          best=self.plan.best or None,
+          mode='max',
+        )
+      )
+      state, start = self._start(saver, params)
+      if start < self.plan.iterations:
+        state = self._train(stack, saver, state, start)
+    return state['policy']['params'], self._last
+
+  def _start(self, saver, params):
+    with self.clock('checkpoint'):
+      state = self._placed({'policy': initial_state(params, self.step.optimizer)})
+      if self.critic is not None:
+        critic = initial_state(self.critic_params, self.critic.optimizer)
+        state |= self._placed({'critic': critic})
+      reference = params if self.reference is None else self.reference
+      if self.plan.refresh_every:
+        state |= self._placed({'reference': jax.tree.map(jnp.copy, reference)})
+      else:
+        self._reference = self._placed(reference)
+      state['carry'] = self.carry
+      found = saver.restore(state)
+      start = 0 if found is None else found.step
+      for note in () if found is None else found.notes:
+        self.say(note)
+      metrics_lib.truncate(self.folder, -1 if found is None else start)
+      if found is not None:
+        state, self._last = found.state, found.metadata.get('evaluation', {})
+        self.say(f'{self.description}: going on from iteration {start}')
+    return state, start
+
+  def _placed(self, tree):
+    if self.step.mesh is None:
+      return tree
+    return jax.device_put(tree, jax.sharding.NamedSharding(self.step.mesh, jax.P()))
+
+  def _train(self, stack, saver, state, start):
+    writer = stack.enter_context(
+      MetricWriter(
+        self.folder,
+        purge_step=start + 1 if start else None,
+        wandb_project=self.wandb_project,
+      )
+    )
+    progress = stack.enter_context(Progress(self.plan.iterations, self.description))
+    stop = stack.enter_context(guards.stop_signal())
+    compiled = Compilations()
+    stack.callback(compiled.stop)
+    if start == 0:
+      self._evaluate(writer, state, 0)
+    for n in range(start, self.plan.iterations):
+      began = time.perf_counter()
+      state, values = self._iteration(state, n)
+      seconds = time.perf_counter() - began
+      values |= {
+        'time/tokens_per_s': values['tokens'] / seconds,
+        'time/mfu': values.pop('flops') / seconds / self.peak,
+        'time/compilations': float(compiled.count),
+        'time/compile_seconds': compiled.seconds,
+      }
+      phases = self.clock.seconds().items()
+      progress.update(n + 1, values)
+      writer.write(n + 1, values | {f'time/{name}_seconds': s for name, s in phases})
+      self._settle(saver, writer, state, n + 1, stop.is_set())
+    return state
+
+  def _settle(self, saver, writer, state, step, stopped):
+    """Evaluates and saves where that is due, and leaves where it was asked to."""
+    done = step == self.plan.iterations
+    evaluates = done or step % self.plan.eval_every == 0
+    if evaluates:
+      self._evaluate(writer, state, step)
+    if done or stopped or step % self.plan.save_every == 0:
+      with self.clock('checkpoint'):
+        saver.save(
+          step,
+          state,
+          metadata={'evaluation': self._last},
+          metrics=self._last if evaluates else None,
+        )
+    if stopped and not done:
+      saver.wait()
+      raise Preempted(
+        f'{self.description}: stopped by SIGTERM; iteration {step} is saved.'
+      )
+
+  def _evaluate(self, writer, state, step):
+    if self.evaluate is not None:
+      with self.clock('evaluate'):
+        values = self.evaluate(state['policy']['params'], step)
+      self._last = {f'eval/{name}': float(value) for name, value in values.items()}
+      writer.write(step, self._last)
+
+  # One iteration ----------------------------------------------------------------
+
+  def _iteration(self, state, n):
+    policy = state['policy']['params']
+    with self.clock('rollout'):
+      collected = self.collect(policy, state['carry'], n)
+      workdir.append_samples(
+        self.folder / metrics_lib.SAMPLES,
+        ({'step': n + 1, **row} for row in collected.samples),
+      )
+    with self.clock('reference'):
+      batch = self._scored(collected.batch, state)
+    with self.clock('train'):
+      batch = self._credited(batch)
+      state = {**state, 'carry': collected.carry}
+      state, values = self._update(state, batch, n)
+    if self.plan.refresh_every and (n + 1) % self.plan.refresh_every == 0:
+      state['reference'] = jax.tree.map(jnp.copy, state['policy']['params'])
+    return state, {**collected.metrics, **values}
+
+  def _scored(self, batch: RolloutBatch, state: Any) -> RolloutBatch:
+    """With what other models say of the responses, as they are before any update."""
+    needs = self.step.objective.needs
+    parts = self.cutter.cut(batch, np.arange(len(batch.prompt_length)))
+    if 'reference_logps' in needs:
+      reference = state.get('reference', None) or self._reference
+      batch = batch.replace(reference_logps=self._logps(reference, parts, batch))
+    if self.correction.level != 'none':
+      own = self._logps(state['policy']['params'], parts, batch)
+      weights = self.correction.weights(own, batch.old_logps, batch.mask)
+      batch = batch.replace(old_logps=own, correction=weights)
+    if self.critic is not None:
+      values = self._values(self.critic, state['critic'], parts, batch)
+      batch = batch.replace(values=values)
+    elif 'values' in needs:
+      values = self._values(self.step, state['policy'], parts, batch)
+      batch = batch.replace(values=values)
+    return batch
+
+  def _logps(self, params, parts, batch):
+    def read(part):
+      found = self.step.score(params, self._place(part), self.temperature)
+      return {'logps': found.logps}
+
+    return gathered(parts, read, batch)['logps']
+
+  def _values(self, step, state, parts, batch):
+    def read(part):
+      return {'values': step.score(state['params'], self._place(part)).values}
+
+    return gathered(parts, read, batch)['values']
+
+  @functools.cached_property
+  def _credit(self) -> Callable:
+    def credit(batch, numbers):
+      objective = self.step.objective.build(numbers)
+      if not isinstance(objective, PolicyObjective):
+        raise InputError(f'{self.step.objective.name} does not learn from rollouts.')
+      return objective.credit(batch)
+
+    return jax.jit(credit)
+
+  def _credited(self, batch: RolloutBatch) -> RolloutBatch:
+    """With advantages, of whole groups, and then without what the loss leaves out."""
+    batch = self._credit(batch, self._numbers['objective'])
+    batch = jax.tree.map(np.asarray, batch)
+    if self.filter_truncated:
+      kept = np.where(batch.truncated, 0.0, batch.weight)
+      batch = batch.replace(weight=kept.astype(batch.weight.dtype))
+    return batch.replace(group_tokens=np.asarray(group_tokens(batch)))
+
+  def _update(self, state, batch, n):
+    """Every epoch's updates on a rollout; metrics are means over the updates."""
+    found, flops, ran = [], 0.0, 0
+    for rows in self._minibatches(len(batch.prompt_length), n):
+      parts = [part.batch for part in self.cutter.cut(batch, rows)]
+      placed = [self._place(part) for part in parts]
+      policy, metrics = self.step.update(state['policy'], placed, self._numbers)
+      state = {**state, 'policy': policy}
+      if self.critic is not None:
+        numbers = hyper(self.critic.objective, self.critic.optimizer)
+        critic, more = self.critic.update(state['critic'], placed, numbers)
+        state = {**state, 'critic': critic}
+        metrics |= {f'critic/{name}': value for name, value in more.items()}
+      found.append((metrics, parts))
+      flops += sum(self.flops(part) for part in parts)
+      ran += sum(tokens(part) for part in parts)
+    return state, {**self._read(found, n), 'tokens': float(ran), 'flops': flops}
+
+  def _read(self, found, n):
+    rows = [jax.device_get(metrics) for metrics, _ in found]
+    for row, (_, parts) in zip(rows, found, strict=True):
+      guards.refuse_not_finite(
+        {name: float(row[name]) for name in ('loss', 'grad_norm')},
+        parts,
+        step=n + 1,
+        folder=self.folder,
+        description=self.description,
+      )
+    values = {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
+    # Before the first update the policy is the one that sampled.
+    return values | {'mismatch': float(rows[0].get('log_ratio_abs', 0.0))}
+
+  def _minibatches(self, count, n):
+    for epoch in range(self.plan.epochs):
+      order = np.arange(count)
+      if self.plan.minibatches > 1:
+        order = np.random.default_rng([self.seed, n, epoch]).permutation(count)
+      yield from np.split(order, self.plan.minibatches)
+
+  def _place(self, batch):
+    return batch if self.step.mesh is None else place_batch(batch, self.step.mesh)
