@@ -268,11 +268,14 @@ def ppo(
   eps: Positive = 1e-8,
   kl: Kl = 'reward',
   trunk: Literal['shared', 'separate'] = 'separate',
+  bootstrap: bool = False,
 ) -> PolicyObjective:
   """-min(rho A, clip(rho) A), mean over tokens, A by GAE and whitened.
 
   PPO (arXiv:1707.06347), Eq. 7 and 11. A critic of its own (`separate`) learns by
-  `critic`; with a `shared` trunk value_coef times that loss is added here.
+  `critic`; with a `shared` trunk value_coef times that loss is added here. A response
+  that was cut off has had its reward: `bootstrap` adds the critic's value of what
+  would have followed, which nothing ever corrects.
   """
 
   def credit(batch: RolloutBatch) -> RolloutBatch:
@@ -281,7 +284,7 @@ def ppo(
       batch.rewards,
       batch.values,
       batch.response_length,
-      batch.truncated,
+      batch.truncated & bootstrap,
       discount=discount,
       trace=trace,
     )

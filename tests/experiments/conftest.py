@@ -8,10 +8,12 @@ from typing import NamedTuple
 from absl import flags
 import pytest
 
-from experiments import check, dpo, launch, sft, tabular
+from experiments import check, dpo, grpo, launch, rm, sft, tabular
 
 MAINS = {
   'dpo': dpo.main,
+  'grpo': grpo.main,
+  'rm': rm.main,
   'sft': sft.main,
   'check': check.main,
   'tabular': tabular.main,

@@ -27,7 +27,8 @@ def refused(result, *said):
     ('--config.model.family=lama', ('model.family', 'llama')),
     ('--config.model.vocab_size=8', ('vocab', '8', 'smallest')),
     ('--config.data.source=task:poetry', ('poetry', 'sentiment')),
-    ('--config.data.source=csv:x', ('csv', 'jsonl')),
+    ('--config.data.source=xml:x', ('xml', 'jsonl')),
+    ('--config.reference.move_every=-1', ('reference.move_every', '-1')),
     ('--config.data.source=jsonl:gone.jsonl', ('gone.jsonl', 'docs/data.md')),
     ('--config.data.batch_size=12', ('data.batch_size=12', '8')),
     ('--config.mesh.data=3', ('mesh', '3', '8')),
@@ -39,6 +40,42 @@ def test_a_wrong_value_is_named(command, tmp_path, flag, said):
     'dpo', SENTIMENT, f'--workdir={tmp_path}/run', f'--cache={tmp_path}', flag
   )
   refused(result, *said)
+
+
+@pytest.mark.parametrize(
+  ('flag', 'said'),
+  [
+    ('--config.objective.clip_low=1.5', ('objective.clip_low', '[0, 1]')),
+    ('--config.objective.kl=k9', ('objective.kl', 'k3_as_k2')),
+    ('--config.rollout.prompts=12', ('rollout.prompts=12', '8 devices')),
+    ('--config.rollout.temperature=0.0', ('temperature must be positive',)),
+    ('--config.rollout.refill=again', ('rollout.refill', 'resample')),
+    ('--config.rollout.correction=much', ('rollout.correction', 'sequence')),
+    ('--config.rollout.responses_at_once=3', ('responses_at_once=3', '4')),
+    ('--config.rollout.server=http://127.0.0.1:1', ('rollout.correction',)),
+    ('--config.rewards.gate=style', ('rewards.gate', 'style')),
+    ('--config.data.max_prompt=4', ('data.max_prompt=4', 'drop_long_prompts')),
+    ('--config.train.epochs=0', ('train.epochs', '0')),
+  ],
+)
+def test_a_wrong_value_of_a_rollout_is_named(command, cache, tmp_path, flag, said):
+  config = '--config=experiments/configs/grpo/arithmetic.py:smoke'
+  folders = (f'--workdir={tmp_path}/run', f'--cache={cache}')
+  result = command('grpo', config, *folders, flag)
+  refused(result, *said)
+
+
+def test_each_experiment_refuses_what_learns_otherwise(command, tmp_path):
+  config = '--config=experiments/configs/dpo/sentiment.py:grpo,smoke'
+  result = command('dpo', config, f'--workdir={tmp_path}/a', f'--cache={tmp_path}')
+  refused(result, 'grpo learns from its own samples', 'experiments.grpo')
+  config = '--config=experiments/configs/grpo/arithmetic.py:dpo,smoke'
+  result = command('grpo', config, f'--workdir={tmp_path}/b', f'--cache={tmp_path}')
+  refused(result, 'dpo does not learn from rollouts')
+  config = '--config=experiments/configs/rm/sentiment.py:smoke'
+  flags = ('--config.objective.name=dpo', f'--cache={tmp_path}')
+  result = command('rm', config, f'--workdir={tmp_path}/c', *flags)
+  refused(result, 'margin is not a hyperparameter of dpo')
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,12 @@ from prefjax.models import decoder
 FOLDER = Path('experiments/configs')
 # Everything learns from pairs: labels and win rates are counted from them.
 LEARNT = sorted(
-  name for name, r in objectives.RECIPES.items() if 'scores' not in r.needs
+  name for name, r in objectives.RECIPES.items() if not {'scores', 'rewards'} & r.needs
+)
+ROLLED = sorted(
+  name
+  for name, r in objectives.RECIPES.items()
+  if 'rewards' in r.needs and name != 'critic'
 )
 SMOKES = [
   ('sft', 'sft/sentiment.py:smoke', False),
@@ -25,6 +30,13 @@ SMOKES = [
     ('dpo', f'dpo/hh.py:{name},smoke', True) for name in ('dpo', 'kto', 'simpo', 'sppo')
   ),
   ('dpo', 'dpo/tldr.py:smoke', True),
+  ('rm', 'rm/sentiment.py:smoke', False),
+  *(('grpo', f'grpo/arithmetic.py:{name},smoke', False) for name in ROLLED),
+  ('grpo', 'grpo/sentiment.py:smoke', False),
+  ('grpo', 'grpo/digits.py:smoke', True),
+  ('grpo', 'grpo/gsm8k.py:smoke', True),
+  ('grpo', 'grpo/game24.py:smoke', True),
+  ('grpo', 'grpo/dapo_aime.py:smoke', False),
   ('tabular', 'tabular/ipo_bandits.py:smoke', False),
   ('tabular', 'tabular/sppo_game.py:smoke', False),
 ]

@@ -18,7 +18,10 @@ import pytest
 from test_runs import lasting
 
 FULL = os.environ.get('PREFJAX_KILLS') == 'full'
-CONFIG = f'experiments/configs/dpo/sentiment.py{"" if FULL else ":smoke"}'
+CONFIGS = {
+  'dpo': f'experiments/configs/dpo/sentiment.py{"" if FULL else ":smoke"}',
+  'grpo': 'tests/experiments/busy.py',
+}
 LIMIT = 1200 if FULL else 300  # seconds of one start
 
 
@@ -27,7 +30,8 @@ def lines(path: Path) -> int:
 
 
 # When a phase is under way, by what it leaves in the cache or in the run's folder.
-PHASES: dict[str, Callable[[Path, Path], bool]] = {
+Seen = Callable[[Path, Path], bool]
+_DPO: dict[str, Seen] = {
   'preparing': lambda cache, run: any(cache.glob('data-*/*.tmp-*')),
   'reference training': lambda cache, run: any(
     lines(path) > 3 for path in cache.glob('reference-*/metrics.jsonl')
@@ -38,18 +42,27 @@ PHASES: dict[str, Callable[[Path, Path], bool]] = {
   'evaluating': lambda cache, run: any((run / 'final').glob('[0-9]*')),
   'reporting': lambda cache, run: (run / 'report.tmp').exists(),
 }
+_GRPO: dict[str, Seen] = {
+  'rolling out': lambda cache, run: lines(run / 'rewards.jsonl') > 8,
+  'refilling': lambda cache, run: lines(run / 'rewards.jsonl') > 60,
+  'updating': lambda cache, run: lines(run / 'samples.jsonl') > 3,
+  'saving': _DPO['saving'],
+  'reporting': _DPO['reporting'],
+}
+PHASES = {'dpo': _DPO, 'grpo': _GRPO}
 AGAIN = ('reference training', 'training', 'saving') if FULL else ()
 DELAYS = {'reference training': 12.0, 'training': 12.0, 'evaluating': 9.0}  # seconds
 
 
-def start(folder: Path) -> subprocess.Popen:
+def start(folder: Path, name: str) -> subprocess.Popen:
   environment = {k: v for k, v in os.environ.items() if k != 'XLA_FLAGS'}
+  environment['PYTHONPATH'] = str(Path(__file__).parent)  # of busy.py's verifier
   return subprocess.Popen(
     [
       sys.executable,
       '-m',
-      'experiments.dpo',
-      f'--config={CONFIG}',
+      f'experiments.{name}',
+      f'--config={CONFIGS[name]}',
       f'--workdir={folder / "run"}',
       f'--cache={folder / "cache"}',
     ],
@@ -60,17 +73,17 @@ def start(folder: Path) -> subprocess.Popen:
   )
 
 
-def finish(folder: Path) -> None:
-  process = start(folder)
+def finish(folder: Path, name: str) -> None:
+  process = start(folder, name)
   out, _ = process.communicate(timeout=LIMIT)
   assert process.returncode == 0, out
 
 
-def kill_in(phase: str, folder: Path, draw: random.Random) -> None:
+def kill_in(phase: str, folder: Path, name: str, draw: random.Random) -> None:
   """Starts the run and kills it a moment after the phase is seen to begin."""
-  process = start(folder)
+  process = start(folder, name)
   deadline = time.monotonic() + LIMIT
-  while not PHASES[phase](folder / 'cache', folder / 'run'):
+  while not PHASES[name][phase](folder / 'cache', folder / 'run'):
     assert process.poll() is None, f'ended before {phase}: {process.stdout.read()}'
     assert time.monotonic() < deadline, f'never came to {phase}'
     time.sleep(0.001)
@@ -82,10 +95,13 @@ def kill_in(phase: str, folder: Path, draw: random.Random) -> None:
 
 
 @pytest.mark.slow
-def test_a_run_killed_in_every_phase_ends_with_the_same_bits(tmp_path):
-  finish(tmp_path / 'whole')
+@pytest.mark.parametrize('name', CONFIGS)
+def test_a_run_killed_in_every_phase_ends_with_the_same_bits(tmp_path, name):
+  finish(tmp_path / 'whole', name)
   draw = random.Random(0)
-  for phase in sorted((*PHASES, *AGAIN), key=list(PHASES).index):
-    kill_in(phase, tmp_path / 'killed', draw)
-  finish(tmp_path / 'killed')
+  phases = list(PHASES[name])
+  again = [phase for phase in AGAIN if phase in phases]
+  for phase in sorted((*phases, *again), key=phases.index):
+    kill_in(phase, tmp_path / 'killed', name, draw)
+  finish(tmp_path / 'killed', name)
   assert lasting(tmp_path / 'killed' / 'run') == lasting(tmp_path / 'whole' / 'run')
