@@ -51,7 +51,7 @@ def main(config: Config, workdir: Path, cache: Path) -> None:
   sft.save_final(run.folder, config['train']['iterations'], params)
   with clock('report'):
     title = f'{config["objective"]["name"]} on {config["data"]["source"]}'
-    write_report(run.folder, title=title, table=evaluation)
+    write_report(run.folder, title=title, table=evaluation, rollouts=True)
   run.finish(evaluation)
   sft.print_summary(run)
 
@@ -71,8 +71,15 @@ def validate(config: Config) -> None:
     )
   build.validate(config)
   rollouts.controls(config), rollouts.collector(config), rollouts.correction(config)
+  rollouts.check_rewards(config)
   if not config['policy']['checkpoint']:
     build.validate(sft.likelihood_config(config))
+  size, at_once = (config['rollout'][k] for k in ('group_size', 'responses_at_once'))
+  if at_once < 0 or (at_once and size % at_once):
+    raise InputError(
+      f'rollout.responses_at_once={at_once} must divide the {size} responses of a '
+      'group.'
+    )
   prompts, parts = config['rollout']['prompts'], config['train']['minibatches']
   shards = _shards(build.mesh(config))
   if prompts % (parts * shards):
@@ -86,17 +93,20 @@ def prepare(
   config: Config, cache: Path, clock: PhaseClock, say: Callable[[str], None]
 ) -> Setting:
   """The first policy, from a checkpoint or by maximum likelihood, and the questions."""
-  model = build.model(config)
-  if config['policy']['checkpoint']:
-    policy, tokenizer = checkpoint_policy(config, model)
+  model, given = build.model(config), config['policy']['checkpoint']
+  with clock('data'):
+    # Before a policy is trained, so that a prompt that does not fit is told at once.
+    records = () if given else build.likelihood_records(config).train
+    tokenizer = build.tokenizer(config, cache, records)
+    asked = rollouts.encoded(config, tokenizer, build.questions(config), say)
+  if given:
+    policy = checkpoint_policy(config, model)
   else:
     policy, tokenizer = sft.reference_policy(config, cache, clock, say)
-  with clock('data'):
-    asked = rollouts.encoded(config, tokenizer, build.questions(config), say)
   return Setting(model, tokenizer, policy, asked)
 
 
-def checkpoint_policy(config: Config, model: Model) -> tuple[Any, Tokenizer]:
+def checkpoint_policy(config: Config, model: Model) -> Any:
   """The policy of a Hugging Face folder, whose shape must be that of the config."""
   name = config['policy']['checkpoint']
   folder = sources.find(f'{name}/config.json').parent
@@ -105,7 +115,7 @@ def checkpoint_policy(config: Config, model: Model) -> tuple[Any, Tokenizer]:
     got, wanted = getattr(shape, key), getattr(model.config, key)
     if got != wanted:
       raise InputError(f'model.{key}={wanted}, but the checkpoint {name} has {got}.')
-  return params, build.tokenizer(config, Path(), [])
+  return params
 
 
 def rolled(

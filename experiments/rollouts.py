@@ -19,7 +19,6 @@ from prefjax.evaluation import accuracy
 from prefjax.models import heads
 from prefjax.rewards.journal import Journal
 from prefjax.rewards.judge import Judge, Sampled
-from prefjax.rewards.judge import Model as RewardModel
 from prefjax.rewards.pool import Scorer
 from prefjax.rollout import groups as groups_lib
 from prefjax.rollout.draws import Controls
@@ -106,10 +105,17 @@ def scorer(config: Config) -> Scorer:
   )
 
 
+def check_rewards(config: Config) -> None:
+  """Refuses rewards that do not fit together, before any process is started."""
+  rewards = config['rewards']
+  with Scorer(rewards['verifiers'], seconds=rewards['seconds'], workers=0) as idle:
+    judge(config, idle, rewards['models'], None)
+
+
 def judge(
   config: Config,
   scorer: Scorer,
-  models: Mapping[str, RewardModel],
+  models: Mapping[str, Any],
   decided: Journal | None,
 ) -> Judge:
   """The rewards of `config.rewards`, written to `decided` before they are used."""

@@ -113,6 +113,57 @@ PANELS = (
   ),
 )
 
+# Of a run on its own samples, over iterations; what is named as above is as above.
+_SAME = ('loss', 'entropy', 'grad_norm', 'learning_rate')
+ROLLOUT_PANELS = (
+  Panel(
+    'reward',
+    'Reward',
+    'reward (unit of the task)',
+    {'reward': 'reward'},
+    'The mean reward of the sampled responses, shaping included.',
+  ),
+  Panel(
+    'accuracy',
+    'Accuracy',
+    'accuracy (share of responses)',
+    {'accuracy': 'accuracy'},
+    'The share of sampled responses that are right, before any group is left out.',
+  ),
+  Panel(
+    'length',
+    'Length',
+    'length (tokens)',
+    {'response_length': 'length'},
+    'The mean length of the responses, in tokens.',
+  ),
+  Panel(
+    'kl',
+    'KL to the reference',
+    'KL (nats a response)',
+    {'kl_to_reference': 'KL'},
+    'The estimated divergence from the reference, in nats a response.',
+    0.0,
+  ),
+  Panel(
+    'groups',
+    'Groups',
+    'share of sampled groups or responses',
+    {'sampled/mixed': 'mixed groups', 'sampled/truncated': 'truncated responses'},
+    'The share of groups with right and wrong responses, which alone teach something, '
+    'and that of responses cut off by the length limit.',
+  ),
+  Panel(
+    'clipped',
+    'Clipping',
+    'share of tokens',
+    {'clipped_low': 'low', 'clipped_high': 'high'},
+    'The share of tokens whose ratio a bound holds back.',
+    0.0,
+  ),
+  *(panel for panel in PANELS if panel.name in _SAME),
+)
+
 
 class Series(NamedTuple):
   """One metric over steps."""
@@ -121,13 +172,15 @@ class Series(NamedTuple):
   values: np.ndarray
 
 
-def over_steps(panel: Panel, series: Mapping[str, Series]) -> bytes | None:
+def over_steps(
+  panel: Panel, series: Mapping[str, Series], x: str = 'step (updates)'
+) -> bytes | None:
   """The panel as a PNG; None where the run logged none of its metrics.
 
   Training is a line, thin under a moving mean where there are many points; what
   is held out (`eval/`) is a line with markers.
   """
-  figure, axes = _axes(panel.title, 'step (updates)', panel.axis)
+  figure, axes = _axes(panel.title, x, panel.axis)
   drawn = False
   for (name, label), colour in zip(panel.lines.items(), _COLOURS, strict=False):
     suffix = '' if len(panel.lines) == 1 else f', {label}'

@@ -31,6 +31,7 @@ def write_report(
   frontier: Mapping[str, np.ndarray] | None = None,
   table: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None,
   notes: Sequence[str] = (),
+  rollouts: bool = False,
 ) -> Path:
   """Writes `report/` with PNG plots and `index.html`; returns the page's path.
 
@@ -45,9 +46,10 @@ def write_report(
     table: results to show above the summary of the metrics, by name, or rows of
       several columns.
     notes: sentences for the end of the page.
+    rollouts: the run learnt from its own samples: steps are its iterations.
   """
   series = _series(_rows(workdir / 'metrics.jsonl'))
-  images = _images(series, points, frontier)
+  images = _images(series, points, frontier, rollouts)
   temporary = workdir / 'report.tmp'
   shutil.rmtree(temporary, ignore_errors=True)
   temporary.mkdir()
@@ -87,14 +89,16 @@ def _series(rows):
   return series
 
 
-def _images(series, points, frontier):
+def _images(series, points, frontier, rollouts):
   """(PNG, title, caption) by file name."""
   images = {}
   if points or frontier is not None:
     png = plots.reward_kl_plane(points or {}, frontier)
     images['plane'] = (png, 'Reward against KL', _PLANE_CAPTION)
-  for panel in plots.PANELS:
-    png = plots.over_steps(panel, series)
+  panels = plots.ROLLOUT_PANELS if rollouts else plots.PANELS
+  x = 'iteration' if rollouts else 'step (updates)'
+  for panel in panels:
+    png = plots.over_steps(panel, series, x)
     if png is not None:
       images[panel.name] = (png, panel.title, panel.caption)
   return images

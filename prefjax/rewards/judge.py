@@ -145,7 +145,11 @@ class Judge:
       for name in names
     }
     right = values[self.gate] >= self.threshold
-    values |= self._penalties(groups.length)
+    unknown = np.isnan(values[self.gate])
+    values |= {
+      name: np.where(unknown, np.nan, x)
+      for name, x in self._penalties(groups.length).items()
+    }
     weights = {_LENGTH: 1.0} | dict(self.weights)
     shape = groups.length.shape
     reward = base.combine(
@@ -153,7 +157,7 @@ class Judge:
       {name: weights[name] for name in values},
     ).reshape(shape)
     # Without an outcome it is not known what the rest would shape.
-    reward = np.where(np.isnan(values[self.gate]), np.nan, reward)
+    reward = np.where(unknown, np.nan, reward)
     return Judged(reward, right, values)
 
   def _penalties(self, length):

@@ -9,7 +9,7 @@ first, and is dropped when it has become too old.
 from collections import Counter
 from collections.abc import Callable, Sequence
 import dataclasses
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -119,7 +119,7 @@ class Collector:
 
   batch: int
   dynamic: bool = False
-  refill: Literal['next_prompt', 'resample'] = 'next_prompt'
+  refill: str = 'next_prompt'
   oversample: float = 1.0
   max_rounds: int = 10
   max_staleness: int = 1

@@ -12,13 +12,11 @@ and by writing out more.
 """
 
 from collections.abc import Iterator, Sequence
-import hashlib
 import re
 
 from jaxtyping import Float64, Int
 import numpy as np
 
-from prefjax.errors import InputError
 from prefjax.tasks import base
 
 CHARACTERS = '+-0123456789;='
@@ -34,7 +32,6 @@ _RESULT = (0, 20)  # all that is worked out in a document
 _HASTE = 0.25  # of the steps that have two operations to do
 _SLIPS = 0.3  # of the solutions
 _OFFSETS = (-10, -2, -1, 1, 2, 10)  # a forgotten ten, or a miscount
-_TEST_ONE_IN = 5
 
 # Integers as they are written by str, of at most nine digits, which no prompt of the
 # task comes near and which add up in no time.
@@ -56,19 +53,8 @@ def reward(prompt: str, response: str) -> float:
 def rewards(
   prompts: Sequence[str], responses: Sequence[str]
 ) -> Float64[np.ndarray, ' n']:
-  """`reward` of each prompt with its response.
-
-  Raises:
-    InputError: not as many prompts as responses.
-  """
-  if len(prompts) != len(responses):
-    raise InputError(
-      f'Each response needs its prompt: got {len(prompts)} prompts and '
-      f'{len(responses)} responses.'
-    )
-  return np.array(
-    [reward(*pair) for pair in zip(prompts, responses, strict=True)], np.float64
-  )
+  """`reward` of each prompt with its response; as many of one as of the other."""
+  return base.rewards(reward, prompts, responses)
 
 
 def steps(response: str) -> list[str]:
@@ -121,7 +107,7 @@ def documents(seed: int, count: int, split: str = 'train') -> list[tuple[str, st
   Raises:
     InputError: a negative seed or count, or an unknown split.
   """
-  _check(seed, count, split)
+  base.check_request(seed, count, split)
   return [_document(seed, split, index) for index in range(count)]
 
 
@@ -132,17 +118,11 @@ def prompts(seed: int, count: int, split: str = 'train') -> list[str]:
     InputError: a negative seed or count, an unknown split, or more prompts than can
       be found.
   """
-  _check(seed, count, split)
-  found: dict[str, None] = {}
+  base.check_request(seed, count, split)
   # Short prompts repeat, the longest hardly ever do, and one in four is of those: a
   # bound that only a count near the number of all prompts meets.
-  for index in range(100 + 5 * count):
-    if len(found) == count:
-      break
-    found[_document(seed, split, index)[0]] = None
-  if len(found) < count:
-    raise InputError(f'Found {len(found)} distinct prompts, not {count}.')
-  return list(found)
+  tries = range(100 + 5 * count)
+  return base.distinct((_document(seed, split, i)[0] for i in tries), count)
 
 
 def _terms(prompt: str) -> list[str]:
@@ -163,19 +143,6 @@ def _after(terms: list[str], step: str) -> list[str]:
   return []
 
 
-def _check(seed: int, count: int, split: str) -> None:
-  base.check_seed(seed)
-  base.split_number(split)
-  if count < 0:
-    raise InputError(f'A count must not be negative, got {count}.')
-
-
-def _split_of(prompt: str) -> str:
-  digest = hashlib.sha256(prompt.encode()).digest()
-  held_out = int.from_bytes(digest[:8], 'big') % _TEST_ONE_IN == 0
-  return 'test' if held_out else 'train'
-
-
 def _document(seed: int, split: str, index: int) -> tuple[str, str]:
   rng = np.random.default_rng([seed, base.split_number(split), index])
   # Drawn before anything is refused, so that refusals do not change their shares.
@@ -186,7 +153,7 @@ def _document(seed: int, split: str, index: int) -> tuple[str, str]:
     terms[1:] *= rng.choice([-1, 1], size - 1)
     results = np.cumsum(terms)
     prompt = _joined(terms.tolist()) + '='
-    if _fits(results) and _split_of(prompt) == split:
+    if _fits(results) and base.split_of(prompt) == split:
       break
   while slips:
     results = np.cumsum(terms)

@@ -1,6 +1,7 @@
 """What a task with a known truth offers, and how its labels are drawn."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+import hashlib
 from typing import Protocol, runtime_checkable
 
 from jaxtyping import Float, Float64, Int32
@@ -10,6 +11,8 @@ from scipy import special
 from prefjax.errors import InputError
 
 SPLITS = ('train', 'test')
+
+_TEST_ONE_IN = 5
 
 # Keeps the draws of labels apart from those of documents, whose second word of
 # seed is the number of a split.
@@ -93,6 +96,57 @@ def label(
   chosen = np.where(wins, first, second)
   rejected = np.where(wins, second, first)
   return chosen.astype(np.int32), rejected.astype(np.int32)
+
+
+def check_request(seed: int, count: int, split: str) -> None:
+  """Raises InputError for a negative seed or count, or an unknown split."""
+  check_seed(seed)
+  split_number(split)
+  if count < 0:
+    raise InputError(f'A count must not be negative, got {count}.')
+
+
+def split_of(prompt: str) -> str:
+  """The split of a prompt, a hash of its text: one in five is for tests."""
+  digest = hashlib.sha256(prompt.encode()).digest()
+  held_out = int.from_bytes(digest[:8], 'big') % _TEST_ONE_IN == 0
+  return 'test' if held_out else 'train'
+
+
+def rewards(
+  reward: Callable[[str, str], float],
+  prompts: Sequence[str],
+  responses: Sequence[str],
+) -> Float64[np.ndarray, ' n']:
+  """`reward` of each prompt with its response.
+
+  Raises:
+    InputError: not as many prompts as responses.
+  """
+  if len(prompts) != len(responses):
+    raise InputError(
+      f'Each response needs its prompt: got {len(prompts)} prompts and '
+      f'{len(responses)} responses.'
+    )
+  return np.array(
+    [reward(*pair) for pair in zip(prompts, responses, strict=True)], np.float64
+  )
+
+
+def distinct(found: Iterable[str], count: int) -> list[str]:
+  """The first `count` distinct prompts of those found.
+
+  Raises:
+    InputError: where there are fewer.
+  """
+  kept: dict[str, None] = {}
+  for prompt in found:
+    if len(kept) == count:
+      break
+    kept[prompt] = None
+  if len(kept) < count:
+    raise InputError(f'Found {len(kept)} distinct prompts, not {count}.')
+  return list(kept)
 
 
 def check_seed(seed: int) -> int:

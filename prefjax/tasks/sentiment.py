@@ -9,13 +9,11 @@ words are what single spaces separate.
 """
 
 from collections.abc import Iterator, Sequence
-import hashlib
 import re
 
 from jaxtyping import Float64
 import numpy as np
 
-from prefjax.errors import InputError
 from prefjax.tasks import base
 
 ADJECTIVES = {
@@ -75,7 +73,6 @@ _MOMENTS = ('hour', 'scene', 'song', 'half')
 
 _WORDS = (12, 24)  # of a review, punctuation included
 _PROMPT_WORDS = (2, 8)
-_TEST_ONE_IN = 5
 
 
 def reward(prompt: str, response: str) -> float:
@@ -100,19 +97,8 @@ def reward(prompt: str, response: str) -> float:
 def rewards(
   prompts: Sequence[str], responses: Sequence[str]
 ) -> Float64[np.ndarray, ' n']:
-  """`reward` of each prompt with its response.
-
-  Raises:
-    InputError: not as many prompts as responses.
-  """
-  if len(prompts) != len(responses):
-    raise InputError(
-      f'Each response needs its prompt: got {len(prompts)} prompts and '
-      f'{len(responses)} responses.'
-    )
-  return np.array(
-    [reward(*pair) for pair in zip(prompts, responses, strict=True)], np.float64
-  )
+  """`reward` of each prompt with its response; as many of one as of the other."""
+  return base.rewards(reward, prompts, responses)
 
 
 def documents(seed: int, count: int, split: str = 'train') -> list[tuple[str, str]]:
@@ -125,7 +111,7 @@ def documents(seed: int, count: int, split: str = 'train') -> list[tuple[str, st
   Raises:
     InputError: a negative seed or count, or an unknown split.
   """
-  _check(seed, count, split)
+  base.check_request(seed, count, split)
   return [_review(seed, split, index) for index in range(count)]
 
 
@@ -136,17 +122,11 @@ def prompts(seed: int, count: int, split: str = 'train') -> list[str]:
     InputError: a negative seed or count, an unknown split, or more prompts than
       can be found.
   """
-  _check(seed, count, split)
-  found: dict[str, None] = {}
+  base.check_request(seed, count, split)
   # Short prompts repeat, long ones hardly ever do: a bound that only a count
   # near the size of the language meets.
-  for index in range(100 + 20 * count):
-    if len(found) == count:
-      break
-    found[_review(seed, split, index)[0]] = None
-  if len(found) < count:
-    raise InputError(f'Found {len(found)} distinct prompts, not {count}.')
-  return list(found)
+  tries = range(100 + 20 * count)
+  return base.distinct((_review(seed, split, i)[0] for i in tries), count)
 
 
 def vocabulary() -> list[str]:
@@ -175,13 +155,6 @@ def _valences(text: str) -> list[float]:
   return list(values.values())
 
 
-def _check(seed: int, count: int, split: str) -> None:
-  base.check_seed(seed)
-  base.split_number(split)
-  if count < 0:
-    raise InputError(f'A count must not be negative, got {count}.')
-
-
 def _review(seed: int, split: str, index: int) -> tuple[str, str]:
   rng = np.random.default_rng([seed, base.split_number(split), index])
   while True:
@@ -189,14 +162,8 @@ def _review(seed: int, split: str, index: int) -> tuple[str, str]:
     size = rng.integers(_PROMPT_WORDS[0], _PROMPT_WORDS[1] + 1)
     prompt = ' '.join(words[:size])
     fits = _WORDS[0] <= len(words) <= _WORDS[1]
-    if fits and _split_of(prompt) == split:
+    if fits and base.split_of(prompt) == split:
       return prompt, ' ' + ' '.join(words[size:])
-
-
-def _split_of(prompt: str) -> str:
-  digest = hashlib.sha256(prompt.encode()).digest()
-  held_out = int.from_bytes(digest[:8], 'big') % _TEST_ONE_IN == 0
-  return 'test' if held_out else 'train'
 
 
 def _compose(rng: np.random.Generator) -> Iterator[str]:

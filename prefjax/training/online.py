@@ -13,7 +13,7 @@ import functools
 import math
 from pathlib import Path
 import time
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -78,7 +78,7 @@ class Correction:
   are one program and nothing truncates the support.
   """
 
-  level: Literal['none', 'token', 'sequence'] = 'none'
+  level: str = 'none'
   cap: float = 2.0
 
   def __post_init__(self):

@@ -75,14 +75,14 @@ def test_each_experiment_refuses_what_learns_otherwise(command, tmp_path):
   config = '--config=experiments/configs/rm/sentiment.py:smoke'
   flags = ('--config.objective.name=dpo', f'--cache={tmp_path}')
   result = command('rm', config, f'--workdir={tmp_path}/c', *flags)
-  refused(result, 'margin is not a hyperparameter of dpo')
+  refused(result, 'is not a hyperparameter of dpo')
 
 
 @pytest.mark.parametrize(
   ('config', 'said'),
   [
     ('experiments/configs/dpo/gone.py', ('gone.py',)),
-    ('experiments/configs/dpo/sentiment.py:dppo', ("mean 'dpo'", 'hinge')),
+    ('experiments/configs/dpo/sentiment.py:dppo', ("mean 'ppo'", 'hinge')),
     ('experiments/configs/dpo/sentiment.py:no.such.recipe', ('no.such',)),
   ],
 )

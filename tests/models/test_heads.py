@@ -257,7 +257,13 @@ def test_values_and_scores_have_no_temperature():
 
 
 def test_another_temperature_compiles_nothing():
-  made = Step(tiny.bag_forward, tiny.objective('sft'), ADAMW, chunk=16)
+  traces = []
+
+  def forward(params, batch):
+    traces.append(None)
+    return tiny.bag_forward(params, batch)
+
+  made = Step(forward, tiny.objective('sft'), ADAMW, chunk=16)
   batch, params = tiny.batch(), tiny.bag_params()
   found = []
   for temperature in (1.0, 0.5, 2.0, np.float64(1.3)):
@@ -266,10 +272,7 @@ def test_another_temperature_compiles_nothing():
     for kind in (float, np.float32, jnp.asarray):
       made.score(params, batch, kind(temperature))
     found.append((float(metrics['loss']), made.evaluate(params, [batch], numbers)))
-  sizes = [
-    getattr(made, name)._cache_size() for name in ('_score', '_fused', '_measure')
-  ]
-  assert sizes == [1, 1, 1]
+  assert len(traces) == 3  # update, score and evaluation
   assert len({loss for loss, _ in found}) == 4
   for loss, evaluated in found:
     np.testing.assert_allclose(evaluated['loss'], loss, rtol=1e-5)

@@ -191,7 +191,7 @@ def online_dpo(x, batch, held):
   return ref.dpo(x['logps'], batch.reference_logps, batch.mask, pairs, beta=0.3)
 
 
-GAE = {'discount': 0.9, 'trace': 0.8, 'kl_coef': 0.3}
+GAE = {'discount': 0.9, 'trace': 0.8, 'kl_coef': 0.3, 'bootstrap': True}
 CASES = {
   'grpo': Case('grpo', {'clip_high': 0.2, 'kl_coef': 0.3}, grpo),
   'grpo_ddof_0': grpo_case(advantage=functools.partial(normalised, ddof=0), ddof=0),

@@ -239,10 +239,10 @@ def test_rewards_are_written_before_they_are_used(changing, tmp_path):
     (dict(weights={'right': 1.0, 'overlong': 1.0}), r"weights \['overlong', 'right'\]"),
     (dict(overlong=(100, 10)), r"rewards are \['overlong', 'right'\], weights \['r"),
     (dict(models={'m': Model()}), r"rewards are \['m', 'right'\], weights \['right'\]"),
-    (dict(models={'right': Model()}), r"own, other than 'overlong': got \['right', 'r"),
+    (dict(models={'right': Model()}), r"'overlong' and 'length': got \['right', 'r"),
     (
       dict(models={'overlong': Model()}, weights={'right': 1.0, 'overlong': 1.0}),
-      r"other than 'overlong': got \['overlong', 'right'\]",
+      r"'overlong' and 'length': got \['overlong', 'right'\]",
     ),
     (dict(gate='other'), r"must be a verifier or a model, \['right'\], got 'other'"),
     (
