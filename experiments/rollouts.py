@@ -26,7 +26,8 @@ from prefjax.rollout.groups import Carry, Collector, Groups, Request
 from prefjax.rollout.responses import Rolled, Roller
 from prefjax.rollout.sampler import DecoderSampler, Sampler
 from prefjax.rollout.server import ServerSampler
-from prefjax.training.online import Collected, Correction
+from prefjax.training.correction import Correction
+from prefjax.training.online import Collected
 from prefjax.types import RolloutBatch
 
 # Purposes of noise, so that no two draws of a run share any.

@@ -8,18 +8,17 @@ hyperparameters into a validated `Objective`.
 from typing import Any
 
 from prefjax.objectives import recipes
+from prefjax.objectives.actor_critic import critic, ppo
 from prefjax.objectives.aggregation import sequence_sum, token_mean
 from prefjax.objectives.combine import add
 from prefjax.objectives.links import logistic, squared
 from prefjax.objectives.on_policy import (
   cispo,
-  critic,
   dapo,
   dr_grpo,
   grpo,
   gspo,
   online_dpo,
-  ppo,
   reinforce_pp,
   rloo,
 )

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from prefjax.errors import InputError
-from prefjax.training.online import Correction, OnlinePlan
+from prefjax.training.correction import Correction
+from prefjax.training.online import OnlinePlan
 
 # Two responses of three tokens; the last of the first does not count.
 SAMPLER = np.log([[[0.5, 0.25, 0.1], [0.2, 0.8, 0.5]]])

@@ -14,8 +14,9 @@ from prefjax.errors import InputError, Preempted, TrainingError
 from prefjax.models import heads
 from prefjax.training import mesh as meshes
 from prefjax.training import metrics
+from prefjax.training.correction import Correction
 from prefjax.training.minibatches import Cutter
-from prefjax.training.online import Collected, Correction, OnlineLoop, OnlinePlan
+from prefjax.training.online import Collected, OnlineLoop, OnlinePlan
 from prefjax.training.optimizers import Optimizer
 from prefjax.training.step import Step
 from prefjax.types import RolloutBatch
