@@ -105,7 +105,7 @@ def judged(step: Step, params: Any, held_out: Any) -> dict[str, float]:
   # Both orders of every pair: the error must not depend on which came first.
   calibration = expected_calibration_error(
     *(
-      np.concatenate(x).astype(np.float32)
+      jnp.asarray(np.concatenate(x), jnp.float32)
       for x in (
         (probability, 1 - probability),
         (preference, 1 - preference),
@@ -114,15 +114,15 @@ def judged(step: Step, params: Any, held_out: Any) -> dict[str, float]:
     )
   )
   right = (gap > 0).mean()
-  length = np.concatenate(sizes).astype(np.float32)
-  ones = np.ones_like(length)
+  length = jnp.asarray(np.concatenate(sizes), jnp.float32)
+  score = jnp.asarray(np.concatenate(scores), jnp.float32)
   return {
     'held_out/pairs': float(len(gap)),
     'held_out/accuracy': float(right),
     'held_out/accuracy_se': float(np.sqrt(right * (1 - right) / len(gap))),
     'held_out/calibration_error': float(calibration),
     'held_out/length_correlation': float(
-      length_correlation(np.concatenate(scores).astype(np.float32), length, ones)
+      length_correlation(score, length, jnp.ones_like(length))
     ),
   }
 

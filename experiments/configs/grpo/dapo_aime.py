@@ -65,11 +65,12 @@ def get_config(variant='dapo'):
   config.train = blocks.online(1000, eval_every=10, save_every=10, minibatches=16)
   config.evaluation.update(prompts=30, samples=32, pass_at=(32,), top_p=0.7)
   config.evaluation.answer_after = '\\boxed'
-  return smoke(config) if blocks.SMOKE in flags else config
+  return smoke() if blocks.SMOKE in flags else config
 
 
-def smoke(config):
+def smoke():
   """The same method on the embedded task, in seconds."""
   small = arithmetic.get_config('dapo,smoke')
-  small.train.minibatches = config.train.minibatches // 4
+  small.rollout.prompts = 16
+  small.train.minibatches = 2
   return small

@@ -96,7 +96,7 @@ def smoke(config):
   config.model.update(width=32, num_layers=1, head_dim=8, mlp_width=64, vocab_size=512)
   config.data.update(max_response=24, max_prompt=128)
   config.reference.train.update(steps=4, eval_every=4, save_every=4)
-  config.rollout.update(prompts=4, group_size=4)
+  config.rollout.update(prompts=8, group_size=4)
   config.train.update(iterations=2, eval_every=1, save_every=1)
   config.evaluation.update(prompts=4, samples=2, pass_at=(2,))
   return config
