@@ -5,9 +5,11 @@
 The prompt `8,3:9,4` gives the first terms of an arithmetic progression, its modulus and
 a count; the answer is `7,2,6,1`. The reward is the share of right characters before the
 first wrong one, each worth 1 / (answer length + 1). The policy starts from random
-weights. The task's source asks of its best run a mean reward above 0.2: not reached yet.
-From 0.012, ours came to 0.015 in 64 iterations, and to 0.03 in 180 with answers cut at
-6 tokens.
+weights.
+
+The task's source asks of its best run a mean reward above 0.2: not reached yet. From
+0.012, ours came to 0.015 in 64 iterations, and to 0.03 in 180 with answers cut at 6
+tokens.
 
 Variants: as grpo/arithmetic.py has them.
 """
