@@ -8,8 +8,8 @@ first wrong one, each worth 1 / (answer length + 1). The policy starts from rand
 weights.
 
 The task's source asks of its best run a mean reward above 0.2: not reached yet. From
-0.012, ours came to 0.015 in 64 iterations, and to 0.03 in 180 with answers cut at 6
-tokens.
+0.01, ours came to 0.015 in 64 iterations, and with answers cut at 6 tokens to between
+0.015 and 0.031 in 180 to 225.
 
 Variants: as grpo/arithmetic.py has them.
 """
