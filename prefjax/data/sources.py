@@ -19,6 +19,7 @@ from prefjax.errors import InputError
 
 _SCHEMES = {
   'jsonl': '`jsonl:PATH` (also .jsonl.gz)',
+  'json': '`json:PATH` (a list of objects)',
   'csv': '`csv:PATH`',
   'parquet': '`parquet:PATH`',
   'tfds': '`tfds:NAME/SPLIT`',
@@ -149,6 +150,20 @@ def _json_object(line: bytes, where: str) -> dict[str, Any]:
   return fields
 
 
+def _json_list_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+  try:
+    found = json.loads(path.read_text(encoding='utf-8'))
+  except (ValueError, RecursionError) as error:
+    raise InputError(f'{path}: the file must be JSON in UTF-8: {error}.') from error
+  if not isinstance(found, list):
+    raise InputError(f'{path}: the file must be a list, got {type(found).__name__}.')
+  for number, fields in enumerate(found):
+    where = f'{path}, entry {number}'
+    if not isinstance(fields, dict):
+      raise InputError(f'{where}: must be an object, got {type(fields).__name__}.')
+    yield where, fields
+
+
 def _csv_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
   try:
     with path.open(newline='', encoding='utf-8') as file:
@@ -180,7 +195,12 @@ def _parquet_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     ) from error
 
 
-_READERS = {'jsonl': _json_rows, 'csv': _csv_rows, 'parquet': _parquet_rows}
+_READERS = {
+  'jsonl': _json_rows,
+  'json': _json_list_rows,
+  'csv': _csv_rows,
+  'parquet': _parquet_rows,
+}
 
 
 def _tfds_rows(
