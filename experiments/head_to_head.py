@@ -2,13 +2,11 @@
 
 from collections.abc import Sequence
 import json
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from experiments import self_play
-from experiments.build import Config
 from experiments.self_play import Rows, SelfPlay
 from prefjax import tasks
 from prefjax.evaluation import win_rate
@@ -93,14 +91,14 @@ def winner_numbers(contest: tasks.Contest, rows: Rows) -> dict[str, float]:
   }
 
 
-def export(arm: SelfPlay, config: Config, name: str) -> None:
+def export(arm: SelfPlay, name: str) -> None:
   """Writes `alpaca_eval/iterate-T.json` for every iterate.
 
   The list of objects that alpaca_eval reads as `model_outputs`; an instruction is the
   field `evaluation.instruction` of the question's row, or the whole prompt, and the
   output is the first response.
   """
-  field = config['evaluation']['instruction']
+  field = arm.config['evaluation']['instruction']
   folder = arm.folder / 'alpaca_eval'
   folder.mkdir(exist_ok=True)
   for t, rows in enumerate(arm.iterates()):
@@ -116,7 +114,7 @@ def export(arm: SelfPlay, config: Config, name: str) -> None:
       json.dump(outputs, file, indent=1, ensure_ascii=False)
 
 
-def metrics(folder: Path, arm: SelfPlay, found: dict[str, float]) -> None:
+def metrics(arm: SelfPlay, found: dict[str, float]) -> None:
   """Writes an arm's metrics.jsonl: its iterations end to end, then what they came to.
 
   Steps go on from iteration to iteration; `eval/` numbers stand at the step that made
@@ -129,7 +127,7 @@ def metrics(folder: Path, arm: SelfPlay, found: dict[str, float]) -> None:
     own = self_play.read(arm.folder / f'iteration-{t}' / 'metrics.jsonl')
     rows += [{**row, 'step': row['step'] + (t - 1) * size} for row in own]
     rows.append(_of_iterate(found, t, t * size))
-  self_play.write(folder / 'metrics.jsonl', rows)
+  self_play.write(arm.folder / 'metrics.jsonl', rows)
 
 
 def _of_iterate(found, t, step):

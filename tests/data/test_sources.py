@@ -194,6 +194,29 @@ def test_what_is_no_csv_in_utf_8_is_refused(tmp_path, content, said):
   assert said in str(error.value)
 
 
+def test_json_is_a_list_of_objects(tmp_path):
+  path = tmp_path / 'a.json'
+  path.write_text('[{"text": "one"}, {"text": "two"}]')
+  assert [row.responses for row in sources.read(f'json:{path}')] == [('one',), ('two',)]
+
+
+@pytest.mark.parametrize(
+  ('content', 'said'),
+  [
+    ('{"text": "one"}', 'a list, got dict'),
+    ('[{"text": "o"}, 3]', 'entry 1'),
+    ('[', ''),
+  ],
+)
+def test_json_that_is_no_list_of_objects(tmp_path, content, said):
+  path = tmp_path / 'a.json'
+  path.write_text(content)
+  with pytest.raises(InputError, match=r'must be') as error:
+    list(sources.read(f'json:{path}'))
+  assert str(error.value).startswith(str(path))
+  assert said in str(error.value)
+
+
 @pytest.mark.parametrize('source', ['xml:a', 'a.jsonl', 'jsonl:', ''])
 def test_unknown_source_lists_the_known(source):
   with pytest.raises(InputError) as error:
@@ -309,6 +332,19 @@ def test_summeval_real_file(real_file):
   rows = list(sources.read(f'jsonl:{path}'))
   assert len(rows) == 373
   assert {row.pairs for row in rows} == {(Pair(0, 1, 1.0),)}
+
+
+def test_gsm8k_solutions_real_file(real_file):
+  rows = list(sources.read(f'jsonl:{real_file("gsm8k/example_model_solutions.jsonl")}'))
+  assert len(rows) == 1319
+  assert sum(len(row.pairs) for row in rows) == 2429
+  assert sum(bool(row.pairs) for row in rows) == 731
+
+
+def test_llmbar_real_file(real_file):
+  rows = list(sources.read(f'json:{real_file("llmbar/Natural.json")}'))
+  assert len(rows) == 100
+  assert {row.pairs for row in rows} == {(Pair(0, 1),), (Pair(1, 0),)}
 
 
 def test_parquet_of_chat_messages_is_refused_by_name(real_file):

@@ -1,4 +1,4 @@
-"""Self-play: what is picked, who gets which prompt, how an arm resumes, what it leaves."""
+"""Self-play: what is picked, who gets which prompt, what an arm leaves and resumes."""
 
 import json
 from pathlib import Path
@@ -87,7 +87,7 @@ def test_no_prompt_is_used_twice_and_the_seed_deals_them():
 
 
 def test_too_few_prompts_are_refused():
-  with pytest.raises(InputError, match='need 6 prompts.* has 5'):
+  with pytest.raises(InputError, match=r'need 6 prompts.* has 5'):
     sppo.dealt(config(), Split(asked(5), asked(2)))
 
 

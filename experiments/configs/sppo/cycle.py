@@ -103,7 +103,7 @@ def smoke(config):
   config.data.update(documents=400, prompts=64, held_out=16)
   config.data.update(batch_size=8)
   config.reference.data.batch_size = 32
-  config.reference.train.update(steps=40, eval_every=40, save_every=20)
+  config.reference.train.update(steps=120, eval_every=120, save_every=60)
   config.self_play.update(iterations=2, prompts=32, prompts_at_once=16)
   config.train.update(steps=6, eval_every=6, save_every=3, log_every=1)
   config.evaluation.update(prompts=16, samples=4)
