@@ -23,7 +23,7 @@ from prefjax.objectives.reward import expected_calibration_error, length_correla
 from prefjax.training import monitor
 from prefjax.training import reference as references
 from prefjax.training.loop import Loop
-from prefjax.training.mesh import place_batch
+from prefjax.training.mesh import on_host, place_batch
 from prefjax.training.metrics import PhaseClock
 from prefjax.training.step import Step
 from prefjax.types import PreferenceBatch
@@ -75,14 +75,16 @@ def prepare(
   """The model with a scalar head on the reference's trunk, and the pairs."""
   reference, tokenizer = sft.reference_policy(config, cache, clock, say)
   base, mesh = build.model(config), build.mesh(config)
-  alone = build.on_one_device(reference)
-  identity = references.params_fingerprint(alone)
-  data = preferences.prepared(config, cache, clock, base, tokenizer, alone, identity)
+  reference = build.placed(reference, mesh)
+  identity = references.params_fingerprint(reference)
+  data = preferences.prepared(
+    config, cache, clock, base, tokenizer, reference, identity
+  )
   build.say_counts(data, say)
   batches = Split(
     *(build.batches(config, part, mesh, tokenizer.pad_id) for part in data)
   )
-  params = heads.with_scalar(alone, base.config.width)
+  params = heads.with_scalar(reference, base.config.width)
   model = base._replace(forward=heads.forward(base.forward))
   return model, build.placed(params, mesh), batches
 
@@ -92,7 +94,7 @@ def judged(step: Step, params: Any, held_out: Any) -> dict[str, float]:
   gaps, wanted, weights, scores, sizes = ([] for _ in range(5))
   for _, batch in held_out.once():
     placed = batch if step.mesh is None else place_batch(batch, step.mesh)
-    score = np.asarray(step.score(params, placed).scores)
+    score = on_host(step.score(params, placed).scores)
     counted = batch.pair_weight > 0
     gap = np.take_along_axis(score, batch.chosen, 1)
     gap = gap - np.take_along_axis(score, batch.rejected, 1)
