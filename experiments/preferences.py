@@ -124,14 +124,13 @@ def drawn(
   )
 
   def build_folder(folder: Path) -> None:
+    alone = build.on_one_device(reference)
     counts = (('train', data['prompts']), ('test', data['held_out']))
     for name, (split, count) in zip(Split._fields, counts, strict=True):
       prompts = task.prompts(config['seed'], count, split)
       seed = jax.random.fold_in(jax.random.key(config['seed']), _PURPOSE)
       noise = jax.random.fold_in(seed, split == 'test')
-      texts = [
-        row for some in writer.draw(reference, prompts, noise) for row in some.texts
-      ]
+      texts = [row for some in writer.draw(alone, prompts, noise) for row in some.texts]
       labels = _label(config, task, prompts, texts, split)
       _write(folder / f'{name}.jsonl', prompts, texts, labels)
 

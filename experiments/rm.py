@@ -27,7 +27,7 @@ from prefjax.models import heads
 from prefjax.training import monitor
 from prefjax.training import reference as references
 from prefjax.training.loop import Loop
-from prefjax.training.mesh import place_batch
+from prefjax.training.mesh import on_host, place_batch
 from prefjax.training.metrics import PhaseClock
 from prefjax.training.step import Step
 from prefjax.training.workdir import Run
@@ -92,12 +92,14 @@ def prepare(config: Config, cache: Path, clock: PhaseClock, say: Say) -> Setting
   """The model with a scalar head on the reference's trunk, and the pairs."""
   reference, tokenizer = sft.reference_policy(config, cache, clock, say)
   base, mesh = build.model(config), build.mesh(config)
-  alone = build.on_one_device(reference)
-  identity = references.params_fingerprint(alone)
-  data = preferences.prepared(config, cache, clock, base, tokenizer, alone, identity)
+  reference = build.placed(reference, mesh)
+  identity = references.params_fingerprint(reference)
+  data = preferences.prepared(
+    config, cache, clock, base, tokenizer, reference, identity
+  )
   build.say_counts(data, say)
   batches = Split(*(_batches(config, part, tokenizer) for part in data))
-  params = heads.with_scalar(alone, base.config.width)
+  params = heads.with_scalar(reference, base.config.width)
   model = base._replace(forward=heads.forward(base.forward))
   return Setting(model, tokenizer, build.placed(params, mesh), batches)
 
@@ -165,7 +167,7 @@ def judged(
   parts = []
   for rows, batch in batches.once():
     placed = batch if step.mesh is None else place_batch(batch, step.mesh)
-    scores = [np.asarray(step.score(params, placed).scores) for params in members]
+    scores = [on_host(step.score(params, placed).scores) for params in members]
     parts.append(reward_quality.compared(batch, rows, np.stack(scores), eos_id))
   pairs = reward_quality.joined(parts)
   return {f'{name}/{k}': v for k, v in reward_quality.summary(pairs).items()}

@@ -8,7 +8,7 @@ import ml_collections as mlc
 from prefjax import objectives
 
 SMOKE = 'smoke'
-FLAGS = (SMOKE, 'tiny', 'repository', 'learned')
+FLAGS = (SMOKE, 'tiny', 'repository', 'learned', '70b')
 
 
 def parse(variant: str, default: str) -> tuple[str, set[str]]:
@@ -86,6 +86,7 @@ def rollout(prompts: int, group_size: int, **changes: Any) -> dict[str, Any]:
     slots=0,  # prompts decoded at once; 0: all that are asked for
     block=0,  # tokens between two looks at who has ended; 0: to the end
     cache_dtype='',  # of keys and values; '': the model's
+    gather=True,  # put parameters together over mesh.fsdp once a block, not a token
     responses_at_once=0,  # of a prompt, in a micro-batch; 0: the whole group
     dynamic=False,  # leave out groups that are all right or all wrong
     refill='next_prompt',  # or resample, which conditions the distribution
@@ -161,7 +162,12 @@ def run() -> mlc.ConfigDict:
   """What every run has: a seed, a mesh (0: every device), what to log."""
   config = mlc.ConfigDict()
   config.seed = 0
-  config.mesh = dict(data=0)  # devices; 0 is every one
+  config.mesh = dict(
+    # One of them may be 0: all devices that the others leave.
+    data=0,  # devices that share out the prompts
+    fsdp=1,  # devices that share out the prompts and the parameters' width
+    tensor=1,  # devices that share out heads, hidden units and the vocabulary
+  )
   config.log = dict(
     entropy=True,  # of the policy, every update
     wandb='',  # project; '' logs to files alone

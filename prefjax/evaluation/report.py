@@ -12,7 +12,7 @@ from prefjax.errors import InputError
 from prefjax.evaluation import page, plots
 from prefjax.evaluation.plots import Series
 from prefjax.evaluation.statistics import Estimate
-from prefjax.training import metrics
+from prefjax.training import metrics, processes
 
 _HELD_OUT = 'eval/'
 _CLOCK = 'time/'
@@ -36,7 +36,8 @@ def write_report(
 ) -> Path:
   """Writes `report/` with PNG plots and `index.html`; returns the page's path.
 
-  The same folder and arguments give the same bytes.
+  The same folder and arguments give the same bytes. Of several processes the first
+  alone writes.
 
   Args:
     workdir: a run's folder, with `metrics.jsonl` and `config.json`.
@@ -50,6 +51,8 @@ def write_report(
     rollouts: the run learnt from its own samples: steps are its iterations.
     images: further pictures by file name, as (PNG, title, caption).
   """
+  if not processes.first():
+    return workdir / 'report' / 'index.html'
   series = _series(_rows(workdir / 'metrics.jsonl'))
   drawn = {**(images or {}), **_images(series, points, frontier, rollouts)}
   temporary = workdir / 'report.tmp'

@@ -35,6 +35,8 @@ def command(monkeypatch, capfd):
 
   def run(name, *arguments):
     monkeypatch.setattr(sys, 'argv', [f'experiments.{name}', *arguments])
+    # The test's process has used devices already: it can join no others.
+    monkeypatch.setattr(launch.processes, 'start', lambda *_, **__: None)
     flags.FLAGS.unparse_flags()
     for flag in list(flags.FLAGS):
       if flag.startswith('config.'):  # the last command's overrides
