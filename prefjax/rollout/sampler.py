@@ -123,32 +123,39 @@ class DecoderSampler:
     run = _Run(self, params, waiting, num_responses, max_tokens, controls)
     return run.groups()
 
-  @functools.cached_property
-  def _start(self) -> Callable:
-    @functools.partial(jax.jit, static_argnames=('s', 'k', 't', 'options'))
-    def start(params, new, numbers, *, s, k, t, options):
-      model = nnx.merge(self.graph, params)
-      rows = decoding.empty(model.config, new, s, k, t, options)
-      return decoding.admit(model, rows, new, numbers, options)
+  @property
+  def _programs(self) -> '_Programs':
+    return _programs(self.graph)
 
-    return start
 
-  @functools.cached_property
-  def _admit(self) -> Callable:
-    @functools.partial(jax.jit, static_argnames='options', donate_argnums=1)
-    def admit(params, rows, new, numbers, *, options):
-      return decoding.admit(nnx.merge(self.graph, params), rows, new, numbers, options)
+class _Programs(NamedTuple):
+  """The jitted functions of a decoder."""
 
-    return admit
+  start: Callable
+  admit: Callable
+  decode: Callable
 
-  @functools.cached_property
-  def _decode(self) -> Callable:
-    @functools.partial(jax.jit, static_argnames='options', donate_argnums=1)
-    def decode(params, rows, steps, numbers, *, options):
-      model = nnx.merge(self.graph, params)
-      return decoding.decode(model, rows, steps, numbers, options)
 
-    return decode
+@functools.lru_cache(maxsize=32)
+def _programs(graph: nnx.GraphDef) -> _Programs:
+  """Made once a decoder: samplers that differ otherwise share what is compiled."""
+
+  @functools.partial(jax.jit, static_argnames=('s', 'k', 't', 'options'))
+  def start(params, new, numbers, *, s, k, t, options):
+    model = nnx.merge(graph, params)
+    rows = decoding.empty(model.config, new, s, k, t, options)
+    return decoding.admit(model, rows, new, numbers, options)
+
+  @functools.partial(jax.jit, static_argnames='options', donate_argnums=1)
+  def admit(params, rows, new, numbers, *, options):
+    return decoding.admit(nnx.merge(graph, params), rows, new, numbers, options)
+
+  @functools.partial(jax.jit, static_argnames='options', donate_argnums=1)
+  def decode(params, rows, steps, numbers, *, options):
+    model = nnx.merge(graph, params)
+    return decoding.decode(model, rows, steps, numbers, options)
+
+  return _Programs(start, admit, decode)
 
 
 class _Run:
@@ -172,7 +179,7 @@ class _Run:
 
   def groups(self):
     sampler = self.sampler
-    rows = sampler._start(
+    rows = sampler._programs.start(
       self.params,
       self._placed(self._admission(np.arange(self.slots), self.slots)),
       self.numbers,
@@ -183,7 +190,7 @@ class _Run:
     )
     block = jnp.asarray(sampler.block or self.t, jnp.int32)
     while (self.holds >= 0).any():
-      rows = sampler._decode(
+      rows = sampler._programs.decode(
         self.params, rows, block, self.numbers, options=self.options
       )
       if sampler.stop is not None:
@@ -203,7 +210,7 @@ class _Run:
     free = np.flatnonzero(self.holds < 0)
     while len(free) and self.next < len(self.waiting.slots):
       new = self._admission(free[: self.at_once], self.at_once)
-      rows = self.sampler._admit(
+      rows = self.sampler._programs.admit(
         self.params, rows, self._placed(new), self.numbers, options=self.options
       )
       free = free[self.at_once :]

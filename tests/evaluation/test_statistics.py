@@ -63,3 +63,27 @@ def test_one_value_has_no_spread():
 def test_pairs_must_pair_up():
   with pytest.raises(InputError, match=r'\(3,\) and \(2,\)'):
     statistics.paired_difference(np.ones(3), np.zeros(2))
+
+
+def test_a_bootstrap_of_two_seeds_by_hand():
+  # Means of two draws of {0, 1}: 0, 1/2, 1 with shares 1/4, 1/2, 1/4.
+  interval = statistics.paired_bootstrap(np.array([[0.0], [1.0]]))
+  assert interval == (0.0, 1.0)
+  assert statistics.paired_bootstrap(np.full((3, 4), 0.25)) == (0.25, 0.25)
+
+
+def test_a_bootstrap_covers_and_does_not_take_a_seed_for_many():
+  rng = np.random.default_rng(0)
+  covered = []
+  for _ in range(200):
+    of_seed = rng.normal(size=(12, 1))
+    found = of_seed + rng.normal(size=(1, 20)) + rng.normal(size=(12, 20))
+    low, high = statistics.paired_bootstrap(found, draws=400)
+    covered.append(low <= 0.0 <= high)
+  # Were rows and columns taken for 240 independent numbers, less than half would be.
+  assert np.mean(covered) > 0.88
+
+
+def test_a_bootstrap_is_a_function_of_its_numbers():
+  found = np.random.default_rng(0).normal(size=(3, 5))
+  assert statistics.paired_bootstrap(found) == statistics.paired_bootstrap(found)

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from absl import flags
 import pytest
 
-from experiments import check, dpo, grpo, launch, rm, sft, tabular
+from experiments import check, dpo, grpo, launch, report, rm, sft, sweep, tabular
 
 MAINS = {
   'dpo': dpo.main,
@@ -17,6 +17,11 @@ MAINS = {
   'sft': sft.main,
   'check': check.main,
   'tabular': tabular.main,
+}
+COMMANDS = {'report': report.main, 'sweep': sweep.main}
+OWN = {
+  *('config', 'workdir', 'cache', 'out', 'publish'),
+  *('experiment', 'storage', 'jobs', 'dry_run', 'heartbeat', 'worker'),
 }
 
 
@@ -38,11 +43,14 @@ def command(monkeypatch, capfd):
     for flag in list(flags.FLAGS):
       if flag.startswith('config.'):  # the last command's overrides
         delattr(flags.FLAGS, flag)
-      elif flag in ('config', 'workdir', 'cache'):
+      elif flag in OWN:
         flags.FLAGS[flag].unparse()
     capfd.readouterr()
     with pytest.raises(SystemExit) as ended:
-      launch.run(MAINS[name], name)
+      if name in COMMANDS:
+        launch.command(COMMANDS[name])
+      else:
+        launch.run(MAINS[name], name)
     return Result(ended.value.code or 0, *capfd.readouterr())
 
   return run
