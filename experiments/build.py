@@ -5,6 +5,7 @@ built once, by whichever run comes first.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+import functools
 import json
 import math
 from pathlib import Path
@@ -60,6 +61,16 @@ def embedded_task(source: str) -> tasks.Task | None:
   """The task of `task:NAME`, or None for data that is read."""
   scheme, _, name = source.partition(':')
   return tasks.get(name) if scheme == 'task' else None
+
+
+def data_seed(config: Config) -> int:
+  """The seed of what is trained on: `data.seed`, or the run's own.
+
+  Runs that share it share documents, prompts, responses, labels and the reference, as
+  the seeds of a paper's sweep do.
+  """
+  seed = config['data'].get('seed', -1)
+  return config['seed'] if seed < 0 else seed
 
 
 def validate(config: Config) -> None:
@@ -131,7 +142,7 @@ def likelihood_records(config: Config) -> Split:
     *(
       [
         Record(prompt=prompt, responses=(response,), pairs=())
-        for prompt, response in task.documents(config['seed'], count, split)
+        for prompt, response in task.documents(data_seed(config), count, split)
       ]
       for split, count in counts
     )
@@ -146,7 +157,7 @@ def questions(config: Config) -> Split:
     counts = (('train', data['prompts']), ('test', data['held_out']))
     return Split(
       *(
-        [Question(prompt) for prompt in task.prompts(config['seed'], count, split)]
+        [Question(prompt) for prompt in task.prompts(data_seed(config), count, split)]
         for split, count in counts
       )
     )
@@ -244,6 +255,12 @@ def model(config: Config) -> Model:
   shape = model_configs.create(**config['model'])
   data = config['data']
   decoder.check_positions(shape, data['max_prompt'] + data['max_response'])
+  return _model(shape)
+
+
+@functools.lru_cache(maxsize=8)
+def _model(shape: DecoderConfig) -> Model:
+  # One object a shape: runs of one process share what is compiled of it.
   graph, _ = decoder.create(shape)
   return Model(shape, graph, decoder.forward(graph))
 

@@ -118,10 +118,12 @@ def reference_policy(
 def likelihood_config(config: Config) -> dict[str, Any]:
   """The config of the maximum-likelihood run that makes this run's reference."""
   stage = config['reference']
-  shared = ('seed', 'model', 'tokenizer', 'mesh', 'log')
+  shared = ('model', 'tokenizer', 'mesh', 'log')
+  data = {name: value for name, value in config['data'].items() if name != 'seed'}
   return {
+    'seed': build.data_seed(config),
     **{name: config[name] for name in shared},
-    'data': {**config['data'], **stage['data']},
+    'data': {**data, **stage['data']},
     **{name: stage[name] for name in ('objective', 'optimizer', 'train')},
   }
 

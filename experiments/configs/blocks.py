@@ -1,5 +1,6 @@
 """What configs share: variants, smoke sizes, an objective's own flags."""
 
+from collections.abc import Callable
 import inspect
 from typing import Any
 
@@ -7,8 +8,8 @@ import ml_collections as mlc
 
 from prefjax import objectives
 
-SMOKE = 'smoke'
-FLAGS = (SMOKE, 'tiny', 'repository', 'learned', '70b')
+SMOKE, PAPER = 'smoke', 'paper'
+FLAGS = (SMOKE, PAPER, 'tiny', 'repository', 'learned', '70b')
 
 
 def parse(variant: str, default: str) -> tuple[str, set[str]]:
@@ -19,6 +20,13 @@ def parse(variant: str, default: str) -> tuple[str, set[str]]:
   if len(names) > 1:
     raise ValueError(f'A variant names one objective, got {names}.')
   return (names or [default])[0], flags
+
+
+def sized(variant: str, small: Callable[..., Any], paper: Callable[..., Any]) -> Any:
+  """The config of an ablation: the miniature's, or with `paper` that of the paper."""
+  words = [word for word in variant.split(',') if word]
+  rest = ','.join(word for word in words if word != PAPER)
+  return paper(rest) if PAPER in words else small(rest)
 
 
 def objective(name: str, **chosen: Any) -> mlc.ConfigDict:

@@ -9,7 +9,6 @@ the iteration again and gets the same bits.
 from collections.abc import Callable, Iterable, Mapping
 import contextlib
 import dataclasses
-import functools
 import math
 from pathlib import Path
 import time
@@ -20,7 +19,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from prefjax.errors import InputError, Preempted
-from prefjax.objectives import PolicyObjective
 from prefjax.objectives.policy_gradient import group_tokens
 from prefjax.training import guards, workdir
 from prefjax.training import metrics as metrics_lib
@@ -270,19 +268,9 @@ class OnlineLoop:
 
     return gathered(parts, read, batch)['values']
 
-  @functools.cached_property
-  def _credit(self) -> Callable:
-    def credit(batch, numbers):
-      objective = self.step.objective.build(numbers)
-      if not isinstance(objective, PolicyObjective):
-        raise InputError(f'{self.step.objective.name} does not learn from rollouts.')
-      return objective.credit(batch)
-
-    return jax.jit(credit)
-
   def _credited(self, batch: RolloutBatch) -> RolloutBatch:
     """With advantages, of whole groups, and then without what the loss leaves out."""
-    batch = self._credit(batch, self._numbers['objective'])
+    batch = self.step.credit(batch, self._numbers['objective'])
     batch = jax.tree.map(np.asarray, batch)
     if self.filter_truncated:
       kept = np.where(batch.truncated, 0.0, batch.weight)

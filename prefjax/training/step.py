@@ -10,8 +10,9 @@ import jax.numpy as jnp
 import optax
 
 from prefjax import logprobs
+from prefjax.errors import InputError
 from prefjax.models import heads
-from prefjax.objectives import Objective
+from prefjax.objectives import Objective, PolicyObjective
 from prefjax.training.mesh import Jitted, batch_shardings
 from prefjax.training.optimizers import Optimizer
 from prefjax.types import Head, Mean, Outputs, PreferenceBatch
@@ -46,9 +47,17 @@ def hyper(
   return jax.tree.map(lambda x: jnp.asarray(x, dtype), numbers)
 
 
+def _program(method: Callable) -> property:
+  """A jitted function of a step, which all steps that compile to the same share."""
+  return property(functools.lru_cache(maxsize=32)(method))
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Step:
   """The jitted functions of one objective on one model.
+
+  Steps are equal where only traced numbers differ: they run the same programs, so that
+  a sweep compiles no more than its first trial.
 
   Attributes:
     want: quantities formed for metrics beside what the objective needs.
@@ -62,6 +71,25 @@ class Step:
   mesh: jax.sharding.Mesh | None = None
   want: Sequence[str] = ()
   chunk: int = 512
+
+  def __eq__(self, other: object) -> bool:
+    return isinstance(other, Step) and self._structure == other._structure
+
+  def __hash__(self) -> int:
+    return hash(self._structure)
+
+  @functools.cached_property
+  def _structure(self) -> tuple:
+    """All that is no traced number."""
+    objective, optimizer = self.objective, self.optimizer
+    return (
+      self.forward,
+      (objective.name, objective.recipe, tuple(sorted(objective.structure.items()))),
+      dataclasses.replace(optimizer, **dict.fromkeys(optimizer.numbers, 0.0)),
+      self.mesh,
+      tuple(self.want),
+      self.chunk,
+    )
 
   def update(
     self, state: State, batches: Sequence[PreferenceBatch], hyper: Hyper
@@ -151,7 +179,7 @@ class Step:
       found = found.replace(scores=heads.scores(hidden, head, batch))
     return found
 
-  @functools.cached_property
+  @_program
   def _fused(self) -> Callable:
     def fused(state, batch, hyper):
       grads, means = self._gradient(state['params'], batch, None, hyper)
@@ -159,7 +187,7 @@ class Step:
 
     return self._jit(fused, donate=(0,))
 
-  @functools.cached_property
+  @_program
   def _start(self) -> Callable:
     """Zeros in the shape of what a micro-batch adds."""
 
@@ -169,14 +197,14 @@ class Step:
 
     return self._jit(start)
 
-  @functools.cached_property
+  @_program
   def _accumulate(self) -> Callable:
     def accumulate(carry, params, batch, weight, hyper):
       return _add(carry, self._gradient(params, batch, weight, hyper))
 
     return self._jit(accumulate, donate=(0,))
 
-  @functools.cached_property
+  @_program
   def _apply(self) -> Callable:
     def apply(state, carry, hyper):
       return self._advance(state, *carry, hyper)
@@ -184,7 +212,7 @@ class Step:
     # No output could take the gradients' buffers, and jax warns of such a gift.
     return self._jit(apply, donate=(0,))
 
-  @functools.cached_property
+  @_program
   def _weigh(self) -> Callable:
     """The loss's denominators on a micro-batch; they depend on the batch alone."""
 
@@ -198,7 +226,7 @@ class Step:
 
     return self._jit(weigh)
 
-  @functools.cached_property
+  @_program
   def _measure(self) -> Callable:
     def measure(params, batch, hyper):
       outputs = self.outputs(params, batch, hyper['temperature'])
@@ -207,7 +235,7 @@ class Step:
 
     return self._jit(measure)
 
-  @functools.cached_property
+  @_program
   def _slopes(self) -> Callable:
     """Means of a whole batch, and each micro-batch's d loss / d outputs."""
 
@@ -224,7 +252,7 @@ class Step:
 
     return jax.jit(slopes)
 
-  @functools.cached_property
+  @_program
   def _zeros(self) -> Callable:
     """A gradient of nothing, in the accumulation dtype."""
 
@@ -233,7 +261,7 @@ class Step:
 
     return self._jit(zeros)
 
-  @functools.cached_property
+  @_program
   def _pull(self) -> Callable:
     def pull(grads, params, batch, slope, hyper):
       def outputs(params):
@@ -244,9 +272,21 @@ class Step:
 
     return self._jit(pull, donate=(0,))
 
-  @functools.cached_property
+  @_program
   def _score(self) -> Callable:
     return Jitted(self.outputs, self.mesh, where=batch_shardings)
+
+  @_program
+  def credit(self) -> Callable:
+    """(rollouts, the objective's numbers) -> rollouts with advantages."""
+
+    def credit(batch, numbers):
+      objective = self.objective.build(numbers)
+      if not isinstance(objective, PolicyObjective):
+        raise InputError(f'{self.objective.name} does not learn from rollouts.')
+      return objective.credit(batch)
+
+    return jax.jit(credit)
 
   def _jit(self, function, donate=()):
     return Jitted(function, self.mesh, donate_argnums=donate)

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from absl import flags
 import pytest
 
-from experiments import check, dpo, grpo, launch, rm, sft, sppo, tabular
+from experiments import check, dpo, grpo, launch, report, rm, sft, sppo, sweep, tabular
 
 MAINS = {
   'dpo': dpo.main,
@@ -18,6 +18,11 @@ MAINS = {
   'sppo': sppo.main,
   'check': check.main,
   'tabular': tabular.main,
+}
+COMMANDS = {'report': report.main, 'sweep': sweep.main}
+OWN = {
+  *('config', 'workdir', 'cache', 'out', 'publish'),
+  *('experiment', 'storage', 'jobs', 'dry_run', 'heartbeat', 'worker'),
 }
 
 
@@ -41,11 +46,14 @@ def command(monkeypatch, capfd):
     for flag in list(flags.FLAGS):
       if flag.startswith('config.'):  # the last command's overrides
         delattr(flags.FLAGS, flag)
-      elif flag in ('config', 'workdir', 'cache'):
+      elif flag in OWN:
         flags.FLAGS[flag].unparse()
     capfd.readouterr()
     with pytest.raises(SystemExit) as ended:
-      launch.run(MAINS[name], name)
+      if name in COMMANDS:
+        launch.command(COMMANDS[name])
+      else:
+        launch.run(MAINS[name], name)
     return Result(ended.value.code or 0, *capfd.readouterr())
 
   return run

@@ -1,13 +1,12 @@
 """Every config: its smoke runs, and its full shape can be built."""
 
-import importlib.util
 from pathlib import Path
 
 import jax
 import ml_collections as mlc
 import pytest
 
-from experiments import build, sft
+from experiments import build, points, reproduction, sft
 from prefjax import objectives
 from prefjax.models import decoder
 
@@ -47,21 +46,19 @@ SMOKES = [
 def files():
   return sorted(
     path
-    for path in FOLDER.glob('*/*.py')
+    for path in (*FOLDER.glob('*/*.py'), *FOLDER.glob('*/ablations/*.py'))
     if path.name not in ('__init__.py', 'blocks.py')
   )
 
 
 def load(path) -> mlc.ConfigDict:
-  spec = importlib.util.spec_from_file_location(path.stem, path)
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  return module.get_config()
+  return points.load(str(path)).get_config()
 
 
 def test_every_config_has_a_smoke():
   named = {config.partition(':')[0] for _, config, _ in SMOKES}
-  assert named == {str(path.relative_to(FOLDER)) for path in files()}
+  swept = {str(path.relative_to(FOLDER)) for path in reproduction.ablations()}
+  assert named == {str(path.relative_to(FOLDER)) for path in files()} - swept
 
 
 @pytest.mark.parametrize(
@@ -76,6 +73,47 @@ def test_a_full_config_has_a_shape_and_valid_numbers(path):
   parts = [config, sft.likelihood_config(config)] if 'reference' in config else [config]
   for part in parts:
     build.objective(part), build.optimizer(part), build.plan(part)
+
+
+@pytest.mark.parametrize('variant', ['', 'smoke', 'paper'])
+@pytest.mark.parametrize('path', reproduction.ablations(), ids=str)
+def test_every_point_of_an_ablation_is_a_valid_config(path, variant):
+  module = points.load(str(path))
+  found = points.points(module, variant)
+  assert len({point.label for point in found}) > 2
+  for point in found:
+    config = point.config.to_dict()
+    build.objective(config), build.optimizer(config), build.plan(config)
+    assert config['data']['seed'] == 0  # one reference for all
+  assert module.METRIC
+
+
+@pytest.mark.parametrize('path', reproduction.ablations(), ids=str)
+def test_an_ablation_tells_what_was_run(path):
+  told = reproduction.told(path)
+  assert told.command.endswith(f'--config={path}')
+  assert f'--experiment={path.parent.parent.name} ' in told.command
+  ran = reproduction.results_file(path).exists()
+  assert ran != (told.ours == f'{reproduction.NOT_YET}.')
+
+
+def test_the_page_of_reproductions_is_what_the_results_say():
+  assert reproduction.PAGE.read_text() == reproduction.page()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('path', reproduction.ablations(), ids=str)
+def test_the_smoke_of_an_ablation(command, cache, tmp_path, path):
+  experiment = path.parent.parent.name
+  result = command(
+    'sweep',
+    f'--experiment={experiment}',
+    f'--config={path}:smoke',
+    f'--workdir={tmp_path}/sweep',
+    f'--cache={cache}',
+  )
+  assert result.code == 0, result.err
+  assert (tmp_path / 'sweep' / 'report' / 'index.html').exists()
 
 
 @pytest.mark.slow

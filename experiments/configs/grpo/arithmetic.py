@@ -40,6 +40,7 @@ def get_config(variant='grpo'):
   config.tokenizer = dict(path='')  # '': SentencePiece trained on the task's text
   config.data = dict(
     source='task:arithmetic',
+    seed=-1,  # of all that is trained on, the reference too; -1: the run's
     held_out_source='',  # '': held_out of the source, or of the task's other split
     prompt='',  # templates of a source's fields, for what is no task
     solution='',

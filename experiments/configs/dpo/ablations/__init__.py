@@ -1,0 +1,1 @@
+"""Questions to DPO, one file each: `python -m experiments.sweep --experiment=dpo`."""
