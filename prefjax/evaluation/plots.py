@@ -209,13 +209,24 @@ class Band(NamedTuple):
   high: np.ndarray
 
 
-def bands(title: str, x: str, y: str, lines: Mapping[str, Band]) -> bytes:
-  """Lines with their spread, as a PNG; of more than six the colours come again."""
+def bands(
+  title: str, x: str, y: str, lines: Mapping[str, Band], *, doubling: bool = False
+) -> bytes:
+  """Lines with their spread, as a PNG; of more than six the colours come again, dashed.
+
+  With `doubling`, x has a logarithmic scale of base 2, with ticks where the lines are.
+  """
   figure, axes = _axes(title, x, y)
-  colours = itertools.cycle((BLUE, ORANGE, GREEN, PURPLE, '#E69F00', '#56B4E9'))
-  for (label, band), colour in zip(lines.items(), colours, strict=False):
-    axes.plot(band.x, band.mean, color=colour, linewidth=1.4, label=label)
+  colours = (BLUE, ORANGE, GREEN, PURPLE, '#E69F00', '#56B4E9')
+  styles = itertools.product(('-', '--', ':'), colours)
+  for (label, band), (style, colour) in zip(lines.items(), styles, strict=False):
+    more = {'color': colour, 'linestyle': style, 'linewidth': 1.4, 'label': label}
+    axes.plot(band.x, band.mean, **more)
     axes.fill_between(band.x, band.low, band.high, color=colour, alpha=0.2, linewidth=0)
+  if doubling:
+    ticks = sorted({float(at) for band in lines.values() for at in band.x})
+    axes.set_xscale('log', base=2)
+    axes.set_xticks(ticks, [f'{tick:g}' for tick in ticks])
   _legend(axes)
   return _png(figure)
 

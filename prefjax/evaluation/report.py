@@ -32,6 +32,8 @@ def write_report(
   table: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None,
   notes: Sequence[str] = (),
   rollouts: bool = False,
+  tables: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
+  figures: Mapping[str, tuple[bytes, str, str]] | None = None,
 ) -> Path:
   """Writes `report/` with PNG plots and `index.html`; returns the page's path.
 
@@ -47,15 +49,20 @@ def write_report(
       several columns.
     notes: sentences for the end of the page.
     rollouts: the run learnt from its own samples: steps are its iterations.
+    tables: more results, by heading.
+    figures: (PNG, what it is, caption) by file name. A run that gives some may be
+      without metrics of its own.
   """
-  series = _series(_rows(workdir / 'metrics.jsonl'))
-  images = _images(series, points, frontier, rollouts)
+  path = workdir / 'metrics.jsonl'
+  series = _series(_rows(path)) if path.exists() or not figures else {}
+  images = dict(figures or {}) | _images(series, points, frontier, rollouts)
   temporary = workdir / 'report.tmp'
   shutil.rmtree(temporary, ignore_errors=True)
   temporary.mkdir()
   for name, (png, _, _) in images.items():
     (temporary / f'{name}.png').write_bytes(png)
-  sections = _sections(workdir, series, list(images.values()), table, notes)
+  results = {'Results': table} | dict(tables or {})
+  sections = _sections(workdir, series, list(images.values()), results, notes)
   text = page.render(title, sections)
   (temporary / 'index.html').write_text(text, encoding='utf-8')
   return _put_in_place(temporary, workdir / 'report') / 'index.html'
@@ -104,10 +111,12 @@ def _images(series, points, frontier, rollouts):
   return images
 
 
-def _sections(workdir, series, images, table, notes):
-  if isinstance(table, Mapping):
-    table = [{'result': name, 'value': value} for name, value in table.items()]
-  sections = [page.section('Results', page.table(table))] if table else []
+def _sections(workdir, series, images, results, notes):
+  sections = [
+    page.section(heading, page.table(_table_rows(table)))
+    for heading, table in results.items()
+    if table
+  ]
   metrics = {n: s for n, s in series.items() if not n.startswith(_CLOCK)}
   clock = {n: s for n, s in series.items() if n.startswith(_CLOCK)}
   if metrics:
@@ -124,6 +133,12 @@ def _sections(workdir, series, images, table, notes):
     ]
     sections.append(page.section('Time', page.table(rows)))
   return sections
+
+
+def _table_rows(table):
+  if isinstance(table, Mapping):
+    return [{'result': name, 'value': value} for name, value in table.items()]
+  return table
 
 
 def _summary(series):
