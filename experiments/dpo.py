@@ -75,8 +75,9 @@ def prepare(config: Config, cache: Path, clock: PhaseClock, say: Say) -> Setting
   model, mesh = build.model(config), build.mesh(config)
   reference = build.placed(reference, mesh)
   identity = references.params_fingerprint(reference)
-  alone = build.on_one_device(reference)
-  data = preferences.prepared(config, cache, clock, model, tokenizer, alone, identity)
+  data = preferences.prepared(
+    config, cache, clock, model, tokenizer, reference, identity
+  )
   build.say_counts(data, say)
   step = build.step(config, model, mesh)
   batches = [build.batches(config, part, mesh, tokenizer.pad_id) for part in data]

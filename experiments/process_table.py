@@ -74,7 +74,7 @@ def written(
   write_report(
     folder,
     title=f'Process rewards on {config["data"]["source"]}',
-    figures={'best_of_n': (png, 'Best of N', _CURVES)},
+    images={'best_of_n': (png, 'Best of N', _CURVES)},
     tables={heading: rows for heading, rows in tables.items() if rows},
     notes=_NOTES,
   )

@@ -47,7 +47,8 @@ class Compilations:
 
 def training_flops(config: DecoderConfig, batch: PreferenceBatch) -> float:
   """FLOPs that one update needs: three forwards' worth, padding not counted."""
-  prompt = np.where(batch.weight.any(axis=1), batch.prompt_length, 0)
+  real = batch.response_length.any(axis=1)  # filling has no response
+  prompt = np.where(real, batch.prompt_length, 0)
   return 3 * forward_flops(config, prompt, batch.response_length)
 
 
