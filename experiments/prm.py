@@ -14,6 +14,7 @@ from prefjax.data import solutions
 from prefjax.data.records import Record
 from prefjax.errors import InputError
 from prefjax.rewards import outcomes
+from prefjax.training import processes
 from prefjax.training import reference as references
 from prefjax.training.metrics import PhaseClock
 from prefjax.training.workdir import Run
@@ -39,6 +40,8 @@ def validate(config: Config) -> None:
   Raises:
     InputError: naming the key.
   """
+  if not processes.alone():
+    raise InputError('experiments.prm runs in one process.')
   if not config['policy']['checkpoint']:
     build.validate(sft.likelihood_config(config))
   for member in members(config):

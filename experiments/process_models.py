@@ -56,7 +56,7 @@ class Scored(NamedTuple):
 def members(config: Config) -> list[Member]:
   """The models that a config names."""
   found = []
-  for name, block in config['prms'].items():
+  for name, block in config.get('prms', {}).items():
     own = {**config, 'objective': block['objective']}
     valued = 'step_label' in build.objective(own).needs
     found.append(Member(name, own, block['labels'], block['balance'], valued))
@@ -84,6 +84,7 @@ class Workshop:
 
   def __post_init__(self):
     self._steps: dict[str, Step] = {}
+    self._checked = False
 
   def scored(self, member: Member) -> Scored:
     """What a model says of all that is judged, and what it cost."""
@@ -168,7 +169,8 @@ class Workshop:
     if member.valued:
       start = heads.with_scalar(start, author.model.config.width)
     start = build.placed(start, step.mesh)
-    if not member.valued:
+    if not (member.valued or self._checked):
+      self._checked = True  # all implicit models start from one policy
       both = Split(batches, None)
       setting = dpo.Setting(author.model, author.tokenizer, start, step, both)
       dpo.check_step_zero(setting, lambda text: print(f'{member.name}: {text}'))

@@ -2,7 +2,9 @@
 
 from collections.abc import Sequence
 import dataclasses
+import itertools
 
+import jax.numpy as jnp
 import numpy as np
 
 from prefjax.data.records import Pair, Record
@@ -31,30 +33,34 @@ def labelled(
   _known('labels', how, STEP_LABELS)
   if how != 'outcome' and outcomes is None:
     raise InputError(f'Labels that are {how} are estimated from continuations.')
-  found = []
-  for i, record in enumerate(records):
-    given = [[]] * len(record.responses) if how == 'outcome' else outcomes[i]
-    labels = tuple(
-      _step_labels(how, len(steps), given[k], record.labels[k])
-      for k, steps in enumerate(record.steps)
-    )
-    found.append(dataclasses.replace(record, step_labels=labels))
-  return found
-
-
-def _step_labels(how, count, outcomes, last):
   if how == 'outcome':
-    return (*[float('nan')] * (count - 1), last)
-  if len(outcomes) != count - 1:
-    raise InputError(
-      f'A response of {count} steps needs continuations of {count - 1}, got '
-      f'{len(outcomes)}.'
-    )
-  if count == 1:
-    return (last,)
-  drawn = np.array(outcomes, np.float32)
-  values = _ESTIMATES[how](drawn, np.ones(drawn.shape, bool))
-  return (*np.asarray(values).tolist(), last)
+    return [_relabelled(record, itertools.repeat(float('nan'))) for record in records]
+  _check_counts(records, outcomes)
+  drawn = [step for record in outcomes for steps in record for step in steps]
+  # All at once: a call of each response would take minutes.
+  flat = jnp.asarray(drawn, jnp.float32).reshape(len(drawn), -1)
+  values = _ESTIMATES[how](flat, jnp.ones(flat.shape, bool)).tolist()
+  estimates = iter(values)
+  return [_relabelled(record, estimates) for record in records]
+
+
+def _relabelled(record, estimates):
+  """The record with the next estimates on its steps, and outcomes on the last ones."""
+  labels = tuple(
+    (*itertools.islice(estimates, len(steps) - 1), last)
+    for steps, last in zip(record.steps, record.labels, strict=True)
+  )
+  return dataclasses.replace(record, step_labels=labels)
+
+
+def _check_counts(records, outcomes):
+  for record, given in zip(records, outcomes, strict=True):
+    for steps, some in zip(record.steps, given, strict=True):
+      if len(some) != len(steps) - 1:
+        raise InputError(
+          f'A response of {len(steps)} steps needs continuations of {len(steps) - 1}, '
+          f'got {len(some)}.'
+        )
 
 
 def paired(records: Sequence[Record]) -> list[Record]:

@@ -8,11 +8,12 @@ from typing import NamedTuple
 from absl import flags
 import pytest
 
-from experiments import check, dpo, grpo, launch, rm, sft, sppo, tabular
+from experiments import check, dpo, grpo, launch, prm, rm, sft, sppo, tabular
 
 MAINS = {
   'dpo': dpo.main,
   'grpo': grpo.main,
+  'prm': prm.main,
   'rm': rm.main,
   'sft': sft.main,
   'sppo': sppo.main,

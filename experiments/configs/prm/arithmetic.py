@@ -15,6 +15,8 @@ Variant: `smoke`, for a run of seconds.
 from experiments.configs import blocks
 from experiments.configs.grpo import arithmetic
 
+SMOKE_MODELS = ('dpo', 'kto', 'ce_dataset', 'outcome', 'mc_soft')
+
 
 def get_config(variant=''):
   config = blocks.run()
@@ -39,7 +41,7 @@ def get_config(variant=''):
     prompts_at_once=256,  # whose steps are continued before they are written down
   )
   config.prms = prms(beta=0.1)
-  config.optimizer = blocks.optimizer('adamw', 2e-4, warmup_steps=5, clip_norm=1.0)
+  config.optimizer = blocks.optimizer('adamw', 5e-4, warmup_steps=5, clip_norm=1.0)
   config.train = blocks.train(48, eval_every=48, save_every=24)
   config.evaluation = dict(
     sizes=(1, 4, 16, 64),  # N of best-of-N
@@ -91,6 +93,7 @@ def smoke(config):
   config.reference.train.update(steps=200, eval_every=200, save_every=100)
   config.pool.update(responses=8, candidates=16, at_once=64)
   config.monte_carlo.update(samples=2, at_once=64, prompts_at_once=16)
+  config.prms = {name: config.prms[name] for name in SMOKE_MODELS}
   config.train.update(steps=4, eval_every=4, save_every=2, log_every=1)
   config.evaluation.update(sizes=(1, 4, 16), step_responses=4)
   return config
