@@ -207,13 +207,13 @@ def _steps(
     return None
   found = []
   for i, given in enumerate(_each(fields, 'steps', len(responses), where)):
-    name = f'`steps[{i}]`'
+    name = f'steps[{i}]'
     steps = tuple(
-      _checked_text(text, f'{name}[{j}]', where)
-      for j, text in enumerate(_list(given, name, where))
+      _checked_text(text, f'`{name}[{j}]`', where)
+      for j, text in enumerate(_list(given, f'`{name}`', where))
     )
     if ''.join(steps) != responses[i]:
-      raise InputError(f'{where}: {name} must join to response {i}, which they do not.')
+      raise InputError(f'{where}: `{name}` must join to response {i}, and do not.')
     found.append(steps)
   return tuple(found)
 
@@ -227,16 +227,16 @@ def _step_labels(
     raise InputError(f'{where}: `step_labels` need the `steps` that they are of.')
   found = []
   for i, given in enumerate(_each(fields, 'step_labels', len(steps), where)):
-    name = f'`step_labels[{i}]`'
-    values = _list(given, name, where)
+    name = f'step_labels[{i}]'
+    values = _list(given, f'`{name}`', where)
     if len(values) != len(steps[i]):
       raise InputError(
-        f'{where}: {name} must have one number for each of the {len(steps[i])} steps, '
-        f'got {len(values)}.'
+        f'{where}: `{name}` must have one number for each of the {len(steps[i])} '
+        f'steps, got {len(values)}.'
       )
     found.append(
       tuple(
-        float('nan') if x is None else _share(_number(x), f'{name}[{j}]', where)
+        float('nan') if x is None else _share(_number(x), f'`{name}[{j}]`', where)
         for j, x in enumerate(values)
       )
     )

@@ -210,13 +210,22 @@ class Band(NamedTuple):
   high: np.ndarray
 
 
-def bands(title: str, x: str, y: str, lines: Mapping[str, Band]) -> bytes:
-  """Lines with their spread, as a PNG; colours come again, dashed, after six."""
+def bands(
+  title: str, x: str, y: str, lines: Mapping[str, Band], *, doubling: bool = False
+) -> bytes:
+  """Lines with their spread, as a PNG; colours come again, dashed, after six.
+
+  With `doubling`, x has a logarithmic scale of base 2, with ticks where the lines are.
+  """
   figure, axes = blank(title, x, y)
   styles = itertools.product(('-', '--', ':'), COLOURS)
   for (label, band), (style, colour) in zip(lines.items(), styles, strict=False):
     axes.plot(band.x, band.mean, style, color=colour, linewidth=1.4, label=label)
     axes.fill_between(band.x, band.low, band.high, color=colour, alpha=0.2, linewidth=0)
+  if doubling:
+    ticks = sorted({float(at) for band in lines.values() for at in band.x})
+    axes.set_xscale('log', base=2)
+    axes.set_xticks(ticks, [f'{tick:g}' for tick in ticks])
   legend(axes)
   return png(figure)
 

@@ -32,6 +32,7 @@ def write_report(
   notes: Sequence[str] = (),
   rollouts: bool = False,
   images: Mapping[str, tuple[bytes, str, str]] | None = None,
+  tables: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
 ) -> Path:
   """Writes `report/` with PNG plots and `index.html`; returns the page's path.
 
@@ -48,13 +49,17 @@ def write_report(
       several columns.
     notes: sentences for the end of the page.
     rollouts: the run learnt from its own samples: steps are its iterations.
-    images: further pictures by file name, as (PNG, title, caption).
+    images: further pictures by file name, as (PNG, title, caption). A run that gives
+      some may be without metrics of its own.
+    tables: more results, by heading.
   """
   if not processes.first():
     return workdir / 'report' / 'index.html'
-  series = runs.series(_rows(workdir / 'metrics.jsonl'))
+  path = workdir / 'metrics.jsonl'
+  series = runs.series(_rows(path)) if path.exists() or not images else {}
   drawn = {**(images or {}), **_images(series, points, frontier, rollouts)}
-  sections = _sections(workdir, series, list(drawn.values()), table, notes)
+  results = {'Results': table} | dict(tables or {})
+  sections = _sections(workdir, series, list(drawn.values()), results, notes)
   files = {f'{name}.png': image[0] for name, image in drawn.items()}
   return write_folder(workdir / 'report', page.render(title, sections), files)
 
@@ -103,10 +108,12 @@ def _images(series, points, frontier, rollouts):
   return images
 
 
-def _sections(workdir, series, images, table, notes):
-  if isinstance(table, Mapping):
-    table = [{'result': name, 'value': value} for name, value in table.items()]
-  sections = [page.section('Results', page.table(table))] if table else []
+def _sections(workdir, series, images, results, notes):
+  sections = [
+    page.section(heading, page.table(_table_rows(table)))
+    for heading, table in results.items()
+    if table
+  ]
   metrics = {n: s for n, s in series.items() if not n.startswith(_CLOCK)}
   clock = {n: s for n, s in series.items() if n.startswith(_CLOCK)}
   if metrics:
@@ -123,6 +130,12 @@ def _sections(workdir, series, images, table, notes):
     ]
     sections.append(page.section('Time', page.table(rows)))
   return sections
+
+
+def _table_rows(table):
+  if isinstance(table, Mapping):
+    return [{'result': name, 'value': value} for name, value in table.items()]
+  return table
 
 
 def _summary(series):

@@ -8,11 +8,24 @@ from typing import NamedTuple
 from absl import flags
 import pytest
 
-from experiments import check, dpo, grpo, launch, report, rm, sft, sppo, sweep, tabular
+from experiments import (
+  check,
+  dpo,
+  grpo,
+  launch,
+  prm,
+  report,
+  rm,
+  sft,
+  sppo,
+  sweep,
+  tabular,
+)
 
 MAINS = {
   'dpo': dpo.main,
   'grpo': grpo.main,
+  'prm': prm.main,
   'rm': rm.main,
   'sft': sft.main,
   'sppo': sppo.main,

@@ -6,7 +6,7 @@ import jax
 import ml_collections as mlc
 import pytest
 
-from experiments import build, points, reproduction, sft
+from experiments import build, points, process_models, reproduction, sft
 from prefjax import objectives
 from prefjax.models import decoder
 
@@ -38,6 +38,8 @@ SMOKES = [
   ('grpo', 'grpo/gsm8k.py:smoke', True),
   ('grpo', 'grpo/game24.py:smoke', True),
   ('grpo', 'grpo/dapo_aime.py:smoke', False),
+  ('prm', 'prm/arithmetic.py:smoke', False),
+  ('prm', 'prm/ultrainteract.py:smoke', True),
   ('tabular', 'tabular/ipo_bandits.py:smoke', False),
   ('tabular', 'tabular/sppo_game.py:smoke', False),
 ]
@@ -70,7 +72,10 @@ def test_a_full_config_has_a_shape_and_valid_numbers(path):
   shapes = decoder.create(model.config)[1]
   count = sum(leaf.size for leaf in jax.tree.leaves(shapes))
   assert count > 1e5
-  parts = [config, sft.likelihood_config(config)] if 'reference' in config else [config]
+  parts = [config] if 'objective' in config else []
+  parts += [member.config for member in process_models.members(config)]
+  parts += [sft.likelihood_config(config)] if 'reference' in config else []
+  assert parts
   for part in parts:
     build.objective(part), build.optimizer(part), build.plan(part)
 
