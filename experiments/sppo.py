@@ -86,7 +86,7 @@ def validate(config: Config) -> None:
 
 def _validate_arm(config):
   objective = build.objective(config)
-  strange = {'rewards', 'scores', 'step'} & objective.needs
+  strange = {'rewards', 'scores', 'step_label'} & objective.needs
   if strange:
     raise InputError(
       f'{objective.name} needs {sorted(strange)}; self-play gives pairs, labels and '

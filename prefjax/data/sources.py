@@ -1,4 +1,4 @@
-"""Where records come from: JSON lines, CSV, Parquet and TFDS, read as a stream."""
+"""Where records come from: JSON, CSV, Parquet and TFDS, read as a stream."""
 
 from collections.abc import Iterable, Iterator
 import csv
@@ -14,12 +14,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from prefjax.data.records import Record, Skipped, from_fields
+from prefjax.data.layouts import from_fields
+from prefjax.data.records import Record, Skipped
 from prefjax.errors import InputError
 
 _SCHEMES = {
   'jsonl': '`jsonl:PATH` (also .jsonl.gz)',
-  'json': '`json:PATH` (a list of objects)',
+  'json': '`json:PATH`',
   'csv': '`csv:PATH`',
   'parquet': '`parquet:PATH`',
   'tfds': '`tfds:NAME/SPLIT`',
@@ -31,7 +32,7 @@ def read(source: str, *, data_dir: Path | None = None) -> Iterator[Record | Skip
   """The records of a source, in its order, one at a time.
 
   Args:
-    source: `jsonl:PATH`, `csv:PATH`, `parquet:PATH` or `tfds:NAME/SPLIT`.
+    source: `jsonl:PATH`, `json:PATH`, `csv:PATH`, `parquet:PATH` or `tfds:NAME/SPLIT`.
     data_dir: where a relative PATH is looked for first; by default the folder
       in the environment variable PREFJAX_DATA, or `data`.
 
@@ -150,18 +151,16 @@ def _json_object(line: bytes, where: str) -> dict[str, Any]:
   return fields
 
 
-def _json_list_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+def _json_array(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
   try:
-    found = json.loads(path.read_text(encoding='utf-8'))
+    found = json.loads(path.read_bytes().decode())
   except (ValueError, RecursionError) as error:
     raise InputError(f'{path}: the file must be JSON in UTF-8: {error}.') from error
-  if not isinstance(found, list):
-    raise InputError(f'{path}: the file must be a list, got {type(found).__name__}.')
-  for number, fields in enumerate(found):
-    where = f'{path}, entry {number}'
-    if not isinstance(fields, dict):
-      raise InputError(f'{where}: must be an object, got {type(fields).__name__}.')
-    yield where, fields
+  objects = isinstance(found, list) and all(isinstance(row, dict) for row in found)
+  if not objects:
+    raise InputError(f'{path}: the file must be one JSON array of objects.')
+  for number, row in enumerate(found):
+    yield f'{path}, entry {number}', row
 
 
 def _csv_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -197,7 +196,7 @@ def _parquet_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 _READERS = {
   'jsonl': _json_rows,
-  'json': _json_list_rows,
+  'json': _json_array,
   'csv': _csv_rows,
   'parquet': _parquet_rows,
 }

@@ -92,6 +92,31 @@ def test_bad_line_names_file_and_line(tmp_path, line, said):
   assert said in str(error.value)
 
 
+def test_json_is_one_array(tmp_path):
+  path = tmp_path / 'a.json'
+  path.write_text(json.dumps(ROWS, indent=2))
+  assert list(sources.read(f'json:{path}')) == RECORDS
+  path.write_text(json.dumps([*ROWS, {'text': ''}]))
+  with pytest.raises(InputError, match=rf'a\.json, entry {len(ROWS)}: .*not be empty'):
+    list(sources.read(f'json:{path}'))
+
+
+@pytest.mark.parametrize(
+  ('content', 'said'),
+  [
+    (b'[{"text": "x"}', 'must be JSON in UTF-8'),
+    (b'\xff', 'must be JSON in UTF-8'),
+    (b'{"text": "x"}', 'one JSON array of objects'),
+    (b'[1]', 'one JSON array of objects'),
+  ],
+)
+def test_what_is_no_array_of_objects_is_refused(tmp_path, content, said):
+  path = tmp_path / 'a.json'
+  path.write_bytes(content)
+  with pytest.raises(InputError, match=said):
+    list(sources.rows(f'json:{path}'))
+
+
 @pytest.mark.parametrize('damage', ['cut', 'not gzip'])
 def test_damaged_gzip(tmp_path, damage):
   path = tmp_path / 'a.jsonl.gz'
@@ -191,29 +216,6 @@ def test_what_is_no_csv_in_utf_8_is_refused(tmp_path, content, said):
   with pytest.raises(InputError, match=r'must be CSV in UTF-8') as error:
     csv_rows(path, content)
   assert str(error.value).startswith(f'{path}: ')
-  assert said in str(error.value)
-
-
-def test_json_is_a_list_of_objects(tmp_path):
-  path = tmp_path / 'a.json'
-  path.write_text('[{"text": "one"}, {"text": "two"}]')
-  assert [row.responses for row in sources.read(f'json:{path}')] == [('one',), ('two',)]
-
-
-@pytest.mark.parametrize(
-  ('content', 'said'),
-  [
-    ('{"text": "one"}', 'a list, got dict'),
-    ('[{"text": "o"}, 3]', 'entry 1'),
-    ('[', ''),
-  ],
-)
-def test_json_that_is_no_list_of_objects(tmp_path, content, said):
-  path = tmp_path / 'a.json'
-  path.write_text(content)
-  with pytest.raises(InputError, match=r'must be') as error:
-    list(sources.read(f'json:{path}'))
-  assert str(error.value).startswith(str(path))
   assert said in str(error.value)
 
 

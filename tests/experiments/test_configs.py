@@ -14,7 +14,9 @@ from prefjax.models import decoder
 FOLDER = Path('experiments/configs')
 # Everything learns from pairs: labels and win rates are counted from them.
 LEARNT = sorted(
-  name for name, r in objectives.RECIPES.items() if not {'scores', 'rewards'} & r.needs
+  name
+  for name, r in objectives.RECIPES.items()
+  if not {'scores', 'rewards', 'step_label'} & r.needs
 )
 ROLLED = sorted(
   name
@@ -31,6 +33,11 @@ SMOKES = [
   ),
   ('dpo', 'dpo/tldr.py:smoke', True),
   ('rm', 'rm/sentiment.py:smoke', False),
+  ('rm', 'rm/gsm8k_pairs.py:smoke', True),
+  ('rm', 'rm/gsm8k_pairs.py:rank19,smoke', True),
+  ('sppo', 'sppo/cycle.py:smoke', False),
+  ('sppo', 'sppo/cycle.py:kto,smoke', False),
+  ('sppo', 'sppo/ultrafeedback.py:smoke', False),
   *(('grpo', f'grpo/arithmetic.py:{name},smoke', False) for name in ROLLED),
   ('grpo', 'grpo/sentiment.py:smoke', False),
   ('grpo', 'grpo/digits.py:smoke', True),
