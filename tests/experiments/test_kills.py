@@ -21,6 +21,7 @@ FULL = os.environ.get('PREFJAX_KILLS') == 'full'
 CONFIGS = {
   'dpo': f'experiments/configs/dpo/sentiment.py{"" if FULL else ":smoke"}',
   'grpo': 'tests/experiments/busy.py',
+  'sppo': f'experiments/configs/sppo/cycle.py:sppo{"" if FULL else ",smoke"}',
 }
 LIMIT = 1200 if FULL else 300  # seconds of one start
 
@@ -49,7 +50,15 @@ _GRPO: dict[str, Seen] = {
   'saving': _DPO['saving'],
   'reporting': _DPO['reporting'],
 }
-PHASES = {'dpo': _DPO, 'grpo': _GRPO}
+_SPPO: dict[str, Seen] = {
+  'sampling': lambda cache, run: any(run.glob('iteration-1/responses.jsonl.tmp')),
+  'training': lambda cache, run: lines(run / 'iteration-1' / 'metrics.jsonl') > 3,
+  'second iteration': lambda cache, run: (
+    lines(run / 'iteration-2' / 'metrics.jsonl') > 3
+  ),
+  'comparing': lambda cache, run: (run / 'compared.jsonl').exists(),
+}
+PHASES = {'dpo': _DPO, 'grpo': _GRPO, 'sppo': _SPPO}
 AGAIN = ('reference training', 'training', 'saving') if FULL else ()
 DELAYS = {'reference training': 12.0, 'training': 12.0, 'evaluating': 9.0}  # seconds
 
