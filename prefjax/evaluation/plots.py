@@ -216,6 +216,7 @@ def bands(title: str, x: str, y: str, lines: Mapping[str, Band]) -> bytes:
   for (label, band), colour in zip(lines.items(), colours, strict=False):
     axes.plot(band.x, band.mean, color=colour, linewidth=1.4, label=label)
     axes.fill_between(band.x, band.low, band.high, color=colour, alpha=0.2, linewidth=0)
+  axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
   _legend(axes)
   return _png(figure)
 
