@@ -14,7 +14,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from prefjax.data.records import Record, Skipped, from_fields
+from prefjax.data.layouts import from_fields
+from prefjax.data.records import Record, Skipped
 from prefjax.errors import InputError
 
 _SCHEMES = {

@@ -226,6 +226,8 @@ def bands(
     ticks = sorted({float(at) for band in lines.values() for at in band.x})
     axes.set_xscale('log', base=2)
     axes.set_xticks(ticks, [f'{tick:g}' for tick in ticks])
+  else:
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
   legend(axes)
   return png(figure)
 
