@@ -35,6 +35,7 @@ NEEDS = (
   'kl',
   'truncated',
   'rewards',
+  'implicit',
   'values',
   'scores',
 )

@@ -19,6 +19,7 @@ _TOKENS = (
   'old_logps',
   'step',
   'rewards',
+  'implicit',
   'advantages',
   'returns',
   'correction',
