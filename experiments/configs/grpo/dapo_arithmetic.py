@@ -26,11 +26,19 @@ def get_config(variant='dapo'):
   config.reference.data.max_response = config.data.max_response
   config.data.max_response = 20
   config.objective.clip_high = 0.28 if 'clip_higher' in parts else 0.2
-  config.rollout.dynamic = 'dynamic' in parts
+  config.rollout.update(prompts=32, dynamic='dynamic' in parts)
   config.rewards = blocks.rewards(
     'task:arithmetic', workers=0, overlong_cache=8 if 'overlong' in parts else 0
   )
   config.train = blocks.online(
-    40, eval_every=20, save_every=20, epochs=4, minibatches=4
+    30, eval_every=15, save_every=15, epochs=4, minibatches=4
   )
-  return arithmetic.smoke(config) if blocks.SMOKE in variant.split(',') else config
+  config.evaluation.update(prompts=64)
+  return smoke(config) if blocks.SMOKE in variant.split(',') else config
+
+
+def smoke(config):
+  """As arithmetic's, with updates that several devices can share."""
+  config = arithmetic.smoke(config)
+  config.train.update(epochs=2, minibatches=1)
+  return config
