@@ -8,7 +8,7 @@ import contextlib
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from experiments import build, launch, rm, rollouts, sft
+from experiments import build, launch, reward_models, rollouts, sft
 from experiments.build import Config, Model, Split
 from experiments.rollouts import Rollouts
 from prefjax.data import buckets, sources
@@ -18,7 +18,7 @@ from prefjax.evaluation.report import write_report
 from prefjax.models import heads, hub
 from prefjax.rewards.journal import Journal
 from prefjax.training import mesh as meshes
-from prefjax.training import monitor
+from prefjax.training import monitor, processes
 from prefjax.training.metrics import PhaseClock
 from prefjax.training.minibatches import Cutter
 from prefjax.training.online import OnlineLoop
@@ -78,11 +78,11 @@ def validate(config: Config) -> None:
       'group.'
     )
   prompts, parts = config['rollout']['prompts'], config['train']['minibatches']
-  shards = _shards(build.mesh(config))
+  shards = meshes.data_shards(build.mesh(config))
   if prompts % (parts * shards):
     raise InputError(
       f'rollout.prompts={prompts} must be a multiple of train.minibatches={parts} '
-      f'times the {shards} devices of mesh.data.'
+      f'times the {shards} devices of mesh.data times mesh.fsdp.'
     )
 
 
@@ -120,9 +120,10 @@ def rolled(
 ) -> Rollouts:
   """The rollouts; their pool of verifiers and their journal end with the stack."""
   scorer = stack.enter_context(rollouts.scorer(config))
-  decided = stack.enter_context(Journal(run.folder / 'rewards.jsonl'))
+  journal = Journal(run.folder / 'rewards.jsonl', writes=processes.first())
+  decided = stack.enter_context(journal)
   models = {
-    name: rm.model_reward(Path(workdir), setting.tokenizer)
+    name: reward_models.model_reward(Path(workdir), setting.tokenizer)
     for name, workdir in config['rewards']['models'].items()
   }
   judges = Split(
@@ -143,7 +144,7 @@ def rolled(
 
 def start_params(config: Config, setting: Setting) -> Any:
   """The policy's parameters, with a value head where it shares its trunk."""
-  params = build.on_one_device(setting.policy)
+  params = build.placed(setting.policy, build.mesh(config))
   if 'values' in build.objective(config).needs:
     return heads.with_scalar(params, setting.model.config.width)
   return params
@@ -207,7 +208,7 @@ def process_model(config: Config, setting: Setting, mesh: Any) -> ProcessModel |
   }
   return ProcessModel(
     step=build.step(changed, setting.model, mesh),
-    params=build.on_one_device(setting.policy),
+    params=build.placed(setting.policy, mesh),
     updates=config['train']['minibatches'],
   )
 
@@ -224,12 +225,8 @@ def cutter(config: Config) -> Cutter:
     ),
     max_tokens=data['max_tokens'],
     at_once=size['responses_at_once'],
-    shards=_shards(build.mesh(config)),
+    shards=meshes.data_shards(build.mesh(config)),
   )
-
-
-def _shards(mesh: Any) -> int:
-  return 1 if mesh is None else meshes.data_shards(mesh)
 
 
 if __name__ == '__main__':

@@ -14,7 +14,6 @@ from experiments.build import Config
 from prefjax.data.tokenizers import Tokenizer
 from prefjax.errors import InputError
 from prefjax.evaluation.report import write_report
-from prefjax.models import decoder
 from prefjax.training import monitor
 from prefjax.training.checkpoints import Checkpoints
 from prefjax.training.loop import Loop
@@ -78,7 +77,7 @@ def train(
   train, held_out = (
     build.batches(config, part, mesh, tokenizer.pad_id) for part in data
   )
-  initial = decoder.initial_params(model.config, jax.random.key(config['seed']))
+  initial = build.initial_params(config, model, mesh)
   if run.finished:
     return final_params(run.folder, initial), tokenizer
   loop = Loop(
@@ -128,7 +127,9 @@ def likelihood_config(config: Config) -> dict[str, Any]:
 
 
 def _identity(config: Config) -> str:
-  return fingerprint([config, build.source_fingerprint(config)])
+  # Not the mesh: what it changes is within float tolerance.
+  decisive = {name: block for name, block in config.items() if name != 'mesh'}
+  return fingerprint([decisive, build.source_fingerprint(config)])
 
 
 def save_final(folder: Path, step: int, params: Any) -> None:

@@ -67,7 +67,7 @@ from prefjax.objectives.reference_free import (
   simpo,
   unlikelihood,
 )
-from prefjax.objectives.reward import bradley_terry
+from prefjax.objectives.reward import bradley_terry, step_cross_entropy
 from prefjax.objectives.scores import (
   log_prob,
   log_ratio,
@@ -115,6 +115,7 @@ _CATALOGUE = (
   sppo_hard,
   # reward models
   bradley_terry,
+  step_cross_entropy,
   # likelihood
   sft,
   # rollouts
@@ -214,6 +215,7 @@ __all__ = [
   'sppo_hard',
   'sppo_single',
   'squared',
+  'step_cross_entropy',
   'token_mean',
   'unflipped',
   'unlikelihood',

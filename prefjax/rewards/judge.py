@@ -61,6 +61,8 @@ class Judge:
     models: rewards by models, which run in this process.
     decode: token ids to text, to find the tokens of what verifiers of steps reward.
     decided: where rewards are written before they are used; None for an evaluation.
+    part: (i, n): of n processes that judge the same groups together, this is i.
+    share: gives every process what each has found, in the processes' order.
   """
 
   scorer: Scorer
@@ -72,6 +74,8 @@ class Judge:
   models: Mapping[str, Model] = dataclasses.field(default_factory=dict)
   decode: steps.Decode | None = None
   decided: Journal | None = None
+  part: tuple[int, int] = (0, 1)
+  share: Callable[[Any], Sequence[Any]] = lambda found: [found]
 
   def __post_init__(self):
     judges = [*self.scorer.verifiers, *self.models]
@@ -112,11 +116,16 @@ class Judge:
     ]
     known = [self.decided.get(key) if self.decided else None for key in keys]
     new = [i for i, row in enumerate(known) if row is None]
-    pending = self._verify(groups, new) if new and self.scorer.verifiers else None
+    own = new[self.part[0] :: self.part[1]]
+    pending = self._verify(groups, own) if own and self.scorer.verifiers else None
 
     def judged() -> Judged:
       if new:
-        self._decide(groups, new, keys, known, pending)
+        rows = self._decide(groups, own, pending) if own else []
+        for i, row in (pair for part in self.share(rows) for pair in part):
+          known[i] = row
+        if self.decided is not None:
+          self.decided.put({keys[i]: known[i] for i in new})
       return self._summed(groups, known)
 
     return judged
@@ -129,8 +138,8 @@ class Judge:
       [groups.records[i] for i in new for _ in range(k)],
     )
 
-  def _decide(self, groups, new, keys, known, pending):
-    """Fills `known` for the new groups and writes it down."""
+  def _decide(self, groups, own, pending):
+    """The rewards of these groups, as (index, row of the journal)."""
     k = len(groups.responses[0])
     values, parts = {}, {}
     if pending is not None:
@@ -139,28 +148,29 @@ class Judge:
         _LOG.warning('reward %s: %s, %s', name, scores.failures[name], error)
       values = {name: x.reshape(-1, k) for name, x in scores.values.items()}
       for name, rows in scores.steps.items():
-        parts[name] = self._on_tokens(rows, groups, new)
+        parts[name] = self._on_tokens(rows, groups, own)
     for name, model in self.models.items():
       arrays = (groups.prompts, groups.prompt_length, groups.tokens, groups.length)
-      values[name] = model(*(x[new] for x in arrays))
+      values[name] = model(*(x[own] for x in arrays))
       if base.is_stepwise(model):
         parts[name] = [[steps.listed(x) for x in row] for row in values[name]]
         values[name] = np.nansum(values[name], axis=-1)
-    for n, i in enumerate(new):
-      known[i] = {
+    found = []
+    for n, i in enumerate(own):
+      row = {
         'values': {
           name: [None if np.isnan(v) else float(v) for v in x[n]]
           for name, x in values.items()
         }
       }
       if parts:
-        known[i]['steps'] = {name: rows[n] for name, rows in parts.items()}
-    if self.decided is not None:
-      self.decided.put({keys[i]: known[i] for i in new})
+        row['steps'] = {name: rows[n] for name, rows in parts.items()}
+      found.append((i, row))
+    return found
 
-  def _on_tokens(self, rows, groups, new):
+  def _on_tokens(self, rows, groups, own):
     """Rewards of steps [n][k], their ends as tokens and no more as characters."""
-    places = [(i, j) for i in new for j in range(groups.length.shape[1])]
+    places = [(i, j) for i in own for j in range(groups.length.shape[1])]
     found = []
     for (i, j), row in zip(places, rows, strict=True):
       if row is not None:

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from prefjax.training.mesh import on_host
 from prefjax.training.minibatches import Cutter, gathered
 from prefjax.training.step import State, Step, hyper, initial_state
 from prefjax.types import RolloutBatch
@@ -54,7 +55,7 @@ class ProcessModel:
 
     def logps(params):
       def read(part):
-        return {'logps': self.step.score(params, place(part)).logps}
+        return {'logps': on_host(self.step.score(params, place(part)).logps)}
 
       return gathered(cutter.cut(batch, rows), read, batch)['logps']
 
