@@ -354,7 +354,7 @@ def _plain(asked: Asked):
 
 
 def as_batch(
-  groups: Groups, size: int, pad_id: int, needs: Collection[str]
+  groups: Groups, size: int, pad_id: int, needs: Collection[str] = ()
 ) -> RolloutBatch:
   """Groups as a batch of `size` prompts; what is missing is filling of weight 0.
 
