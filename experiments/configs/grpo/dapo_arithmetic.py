@@ -31,8 +31,9 @@ def get_config(variant='dapo'):
     'task:arithmetic', workers=0, overlong_cache=8 if 'overlong' in parts else 0
   )
   config.train = blocks.online(
-    30, eval_every=15, save_every=15, epochs=4, minibatches=4
+    24, eval_every=12, save_every=12, epochs=4, minibatches=4
   )
+  config.optimizer.learning_rate = 5e-5  # for 16 times the updates
   config.evaluation.update(prompts=64)
   return smoke(config) if blocks.SMOKE in variant.split(',') else config
 
