@@ -22,6 +22,7 @@ from prefjax.training import monitor, processes
 from prefjax.training.metrics import PhaseClock
 from prefjax.training.minibatches import Cutter
 from prefjax.training.online import OnlineLoop
+from prefjax.training.process import ProcessModel
 from prefjax.training.step import Step
 from prefjax.training.workdir import Run
 
@@ -65,10 +66,6 @@ def validate(config: Config) -> None:
   objective = build.objective(config)
   if 'rewards' not in objective.needs or objective.name == 'critic':
     raise InputError(f'{objective.name} does not learn from rollouts.')
-  if 'step' in objective.needs:
-    raise InputError(
-      'objective.supervision=process needs step rewards, which no reward here gives.'
-    )
   build.validate(config)
   rollouts.controls(config), rollouts.collector(config), rollouts.correction(config)
   rollouts.check_rewards(config)
@@ -130,7 +127,10 @@ def rolled(
     for name, workdir in config['rewards']['models'].items()
   }
   judges = Split(
-    *(rollouts.judge(config, scorer, models, written) for written in (decided, None))
+    *(
+      rollouts.judge(config, scorer, models, written, setting.tokenizer.decode)
+      for written in (decided, None)
+    )
   )
   return rollouts.create(
     config,
@@ -173,6 +173,7 @@ def online_loop(
     temperature=config['rollout']['temperature'],
     critic=critic_step(config, valued, mesh) if separate else None,
     critic_params=heads.with_scalar(params, model.config.width) if separate else None,
+    process=process_model(config, setting, mesh),
     correction=rollouts.correction(config),
     filter_truncated=config['rollout']['filter_truncated'],
     evaluate=made.evaluate,
@@ -192,6 +193,24 @@ def critic_step(config: Config, model: Model, mesh: Any) -> Step:
     'log': {**config['log'], 'entropy': False},
   }
   return build.step(changed, model, mesh)
+
+
+def process_model(config: Config, setting: Setting, mesh: Any) -> ProcessModel | None:
+  """PRIME's reward model, which starts as the policy does; None where none is read."""
+  if 'implicit' not in build.objective(config).needs:
+    return None
+  options = dict(config['process'])
+  changed = {
+    **config,
+    'objective': {'name': 'cross_entropy', 'beta': options.pop('beta')},
+    'optimizer': {**config['optimizer'], **options},
+    'log': {**config['log'], 'entropy': False},
+  }
+  return ProcessModel(
+    step=build.step(changed, setting.model, mesh),
+    params=build.placed(setting.policy, mesh),
+    updates=config['train']['minibatches'],
+  )
 
 
 def cutter(config: Config) -> Cutter:

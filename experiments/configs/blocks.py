@@ -9,7 +9,7 @@ import ml_collections as mlc
 from prefjax import objectives
 
 SMOKE, PAPER = 'smoke', 'paper'
-FLAGS = (SMOKE, PAPER, 'tiny', 'repository', 'learned', '70b')
+FLAGS = (SMOKE, PAPER, 'tiny', 'repository', 'learned', 'steps', '70b')
 
 
 def parse(variant: str, default: str) -> tuple[str, set[str]]:
@@ -113,7 +113,7 @@ def rollout(prompts: int, group_size: int, **changes: Any) -> dict[str, Any]:
 def rewards(gate: str, **changes: Any) -> dict[str, Any]:
   """Rewards: verifiers by name, their weights, and which of them says `right`."""
   block = dict(
-    verifiers={gate: gate},  # name -> verifier, task:NAME, or an import path
+    verifiers={gate: gate},  # name -> verifier, task:NAME, steps:NAME, an import path
     models={},  # name -> folder of a finished experiments.rm run
     weights={gate: 1.0},
     gate=gate,

@@ -155,6 +155,14 @@ ROLLOUT_PANELS = (
     'and that of responses cut off by the length limit.',
   ),
   Panel(
+    'process',
+    'Process reward model',
+    'accuracy (share of pairs)',
+    {'process/accuracy': 'accuracy'},
+    'Of a right and a wrong response to a prompt, how often the process reward model '
+    'scores the right one higher, before it learns from them.',
+  ),
+  Panel(
     'clipped',
     'Clipping',
     'share of tokens',

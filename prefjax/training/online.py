@@ -29,6 +29,7 @@ from prefjax.training.mesh import on_host, place, place_batch, placement
 from prefjax.training.metrics import MetricWriter, PhaseClock
 from prefjax.training.minibatches import Cutter, gathered
 from prefjax.training.monitor import Compilations
+from prefjax.training.process import ProcessModel
 from prefjax.training.progress import Progress
 from prefjax.training.step import Step, hyper, initial_state
 from prefjax.types import RolloutBatch
@@ -84,6 +85,7 @@ class OnlineLoop:
     reference: parameters that the KL is taken to; None is the first policy.
     critic: the step of a critic of its own, or None.
     critic_params: what the critic starts from.
+    process: a model that rewards tokens and learns from outcomes, or None.
     filter_truncated: leave responses that were cut off out of the loss (DAPO's
       overlong filtering); they still count in their group's mean and spread.
     evaluate: (parameters, iteration) -> metrics of held-out prompts.
@@ -104,6 +106,7 @@ class OnlineLoop:
   reference: Any = None
   critic: Step | None = None
   critic_params: Any = None
+  process: ProcessModel | None = None
   correction: Correction = dataclasses.field(default_factory=Correction)
   filter_truncated: bool = False
   evaluate: Callable[[Any, int], Mapping[str, float]] | None = None
@@ -138,6 +141,9 @@ class OnlineLoop:
       if self.critic is not None:
         critic = initial_state(self.critic_params, self.critic.optimizer)
         state |= self._placed({'critic': critic})
+      if self.process is not None:
+        state |= self._placed({'process': self.process.start()})
+        self._process_reference = self._placed(self.process.params)
       reference = params if self.reference is None else self.reference
       if self.plan.refresh_every:
         state |= self._placed({'reference': jax.tree.map(jnp.copy, reference)})
@@ -228,13 +234,24 @@ class OnlineLoop:
       )
     with self.clock('reference'):
       batch = self._scored(collected.batch, state)
+    state, batch, values = self._judged(state, batch)
     with self.clock('train'):
       batch = self._credited(batch)
       state = {**state, 'carry': collected.carry}
-      state, values = self._update(state, batch, n)
+      state, updated = self._update(state, batch, n)
     if self.plan.refresh_every and (n + 1) % self.plan.refresh_every == 0:
       state['reference'] = jax.tree.map(jnp.copy, state['policy']['params'])
-    return state, {**collected.metrics, **values}
+    return state, {**collected.metrics, **values, **updated}
+
+  def _judged(self, state, batch):
+    """With the token rewards of a process reward model, which first learns."""
+    if self.process is None:
+      return state, batch, {}
+    with self.clock('reward'):
+      model, batch, values = self.process.judge(
+        state['process'], self._process_reference, batch, self.cutter, self._place
+      )
+    return {**state, 'process': model}, batch, values
 
   def _scored(self, batch: RolloutBatch, state: Any) -> RolloutBatch:
     """With what other models say of the responses, as they are before any update."""

@@ -56,6 +56,7 @@ def test_a_wrong_value_is_named(command, tmp_path, flag, said):
     ('--config.rewards.gate=style', ('rewards.gate', 'style')),
     ('--config.data.max_prompt=4', ('data.max_prompt=4', 'drop_long_prompts')),
     ('--config.train.epochs=0', ('train.epochs', '0')),
+    ('--config.objective.supervision=process', ('single steps', 'steps:arithmetic')),
   ],
 )
 def test_a_wrong_value_of_a_rollout_is_named(command, cache, tmp_path, flag, said):
