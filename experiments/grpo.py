@@ -8,14 +8,15 @@ import contextlib
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from experiments import build, launch, rm, rollouts, sft
+from experiments import adapted, build, launch, rm, rollouts, sft
+from experiments.adapted import Trained
 from experiments.build import Config, Model, Split
 from experiments.rollouts import Rollouts
-from prefjax.data import buckets, sources
+from prefjax.data import buckets
 from prefjax.data.tokenizers import Tokenizer
 from prefjax.errors import InputError
 from prefjax.evaluation.report import write_report
-from prefjax.models import heads, hub
+from prefjax.models import heads
 from prefjax.rewards.journal import Journal
 from prefjax.training import mesh as meshes
 from prefjax.training import monitor
@@ -31,7 +32,7 @@ class Setting(NamedTuple):
 
   model: Model
   tokenizer: Tokenizer
-  policy: Any  # parameters
+  trained: Trained  # from the first policy
   asked: Split
 
 
@@ -48,7 +49,8 @@ def main(config: Config, workdir: Path, cache: Path) -> None:
     made = rolled(config, run, setting, stack)
     loop = online_loop(config, run, setting, made, clock)
     params, evaluation = loop.run(start_params(config, setting))
-  sft.save_final(run.folder, config['train']['iterations'], params)
+  final = setting.trained.merged(params)
+  sft.save_final(run.folder, config['train']['iterations'], final)
   with clock('report'):
     title = f'{config["objective"]["name"]} on {config["data"]["source"]}'
     write_report(run.folder, title=title, table=evaluation, rollouts=True)
@@ -69,11 +71,9 @@ def validate(config: Config) -> None:
     raise InputError(
       'objective.supervision=process needs step rewards, which no reward here gives.'
     )
-  build.validate(config)
+  sft.validate(config)
   rollouts.controls(config), rollouts.collector(config), rollouts.correction(config)
   rollouts.check_rewards(config)
-  if not config['policy']['checkpoint']:
-    build.validate(sft.likelihood_config(config))
   size, at_once = (config['rollout'][k] for k in ('group_size', 'responses_at_once'))
   if at_once < 0 or (at_once and size % at_once):
     raise InputError(
@@ -93,29 +93,16 @@ def prepare(
   config: Config, cache: Path, clock: PhaseClock, say: Callable[[str], None]
 ) -> Setting:
   """The first policy, from a checkpoint or by maximum likelihood, and the questions."""
-  model, given = build.model(config), config['policy']['checkpoint']
+  model, mesh = build.model(config), build.mesh(config)
   with clock('data'):
     # Before a policy is trained, so that a prompt that does not fit is told at once.
-    records = () if given else build.likelihood_records(config).train
+    published = config['reference']['checkpoint']
+    records = () if published else build.likelihood_records(config).train
     tokenizer = build.tokenizer(config, cache, records)
     asked = rollouts.encoded(config, tokenizer, build.questions(config), say)
-  if given:
-    policy = checkpoint_policy(config, model)
-  else:
-    policy, tokenizer = sft.reference_policy(config, cache, clock, say)
-  return Setting(model, tokenizer, policy, asked)
-
-
-def checkpoint_policy(config: Config, model: Model) -> Any:
-  """The policy of a Hugging Face folder, whose shape must be that of the config."""
-  name = config['policy']['checkpoint']
-  folder = sources.find(f'{name}/config.json').parent
-  shape, params = hub.load(folder)
-  for key in ('vocab_size', 'width', 'num_layers', 'num_heads', 'num_kv_heads'):
-    got, wanted = getattr(shape, key), getattr(model.config, key)
-    if got != wanted:
-      raise InputError(f'model.{key}={wanted}, but the checkpoint {name} has {got}.')
-  return params
+  policy, tokenizer = sft.reference_policy(config, cache, clock, say)
+  trained = adapted.trained(config, model, build.placed(policy, mesh), mesh)
+  return Setting(model, tokenizer, trained, asked)
 
 
 def rolled(
@@ -133,7 +120,7 @@ def rolled(
   )
   return rollouts.create(
     config,
-    setting.model,
+    setting.trained,
     setting.tokenizer,
     build.mesh(config),
     setting.asked,
@@ -143,7 +130,7 @@ def rolled(
 
 def start_params(config: Config, setting: Setting) -> Any:
   """The policy's parameters, with a value head where it shares its trunk."""
-  params = build.on_one_device(setting.policy)
+  params = build.on_one_device(setting.trained.params)
   if 'values' in build.objective(config).needs:
     return heads.with_scalar(params, setting.model.config.width)
   return params
@@ -153,14 +140,15 @@ def online_loop(
   config: Config, run: Run, setting: Setting, made: Rollouts, clock: PhaseClock
 ) -> OnlineLoop:
   """The loop of a config, with a critic of its own where the objective has one."""
-  mesh, model = build.mesh(config), setting.model
+  mesh, trained = build.mesh(config), setting.trained
+  model, frozen = trained.model, trained.frozen
   objective = build.objective(config)
   valued = model._replace(forward=heads.forward(model.forward))
   shared = 'values' in objective.needs
   separate = config['objective'].get('trunk') == 'separate'
   params = start_params(config, setting)
   return OnlineLoop(
-    step=build.step(config, valued if shared else model, mesh),
+    step=build.step(config, valued if shared else model, mesh, frozen),
     plan=build.plan(config),
     collect=made.collect,
     carry=made.carry(),
@@ -170,18 +158,18 @@ def online_loop(
     description=objective.name,
     seed=config['seed'],
     temperature=config['rollout']['temperature'],
-    critic=critic_step(config, valued, mesh) if separate else None,
+    critic=critic_step(config, valued, mesh, frozen) if separate else None,
     critic_params=heads.with_scalar(params, model.config.width) if separate else None,
     correction=rollouts.correction(config),
     filter_truncated=config['rollout']['filter_truncated'],
     evaluate=made.evaluate,
-    flops=lambda batch: monitor.training_flops(model.config, batch),
+    flops=build.flops(config),
     peak=monitor.peak_flops(model.config.dtype),
     wandb_project=config['log']['wandb'] or None,
   )
 
 
-def critic_step(config: Config, model: Model, mesh: Any) -> Step:
+def critic_step(config: Config, model: Model, mesh: Any, frozen: Any) -> Step:
   """The step of a critic: the policy's optimiser at a rate of its own."""
   clip = config['objective']['value_clip']
   changed = {
@@ -190,7 +178,7 @@ def critic_step(config: Config, model: Model, mesh: Any) -> Step:
     'optimizer': {**config['optimizer'], **config['critic']},
     'log': {**config['log'], 'entropy': False},
   }
-  return build.step(changed, model, mesh)
+  return build.step(changed, model, mesh, frozen)
 
 
 def cutter(config: Config) -> Cutter:

@@ -53,11 +53,13 @@ def run(experiment: Experiment, name: str) -> None:
     _configure_jax(cache)
     experiment(config.to_dict(), Path(workdir), cache)
 
-  app.run(_guarded(main), flags_parser=_guarded(_parse))
+  app.run(guarded(main), flags_parser=guarded(_parse))
 
 
-def _guarded(function):
-  def guarded(*args):
+def guarded(function: Callable[..., Any]) -> Callable[..., Any]:
+  """The function, leaving by message and exit code where the user or a run is wrong."""
+
+  def inner(*args):
     try:
       return function(*args)
     except InputError as error:
@@ -67,7 +69,7 @@ def _guarded(function):
     except Preempted as error:
       _leave(error, _SIGTERM)
 
-  return guarded
+  return inner
 
 
 def _leave(error: Exception, code: int) -> None:

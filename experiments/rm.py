@@ -12,8 +12,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import build, launch, preferences, sft
-from experiments.build import Config, Model, Split
+from experiments import adapted, build, launch, preferences, sft
+from experiments.adapted import Trained
+from experiments.build import Config, Split
 from prefjax.data.tokenizers import Tokenizer
 from prefjax.errors import InputError
 from prefjax.evaluation.report import write_report
@@ -33,8 +34,7 @@ _ROWS = 64  # responses that a reward model scores at once
 
 def main(config: Config, workdir: Path, cache: Path) -> None:
   """Trunk of the reference, pairs, training, and how well it is calibrated."""
-  for part in (config, sft.likelihood_config(config)):
-    build.validate(part)
+  sft.validate(config)
   preferences.check(config)
   if 'scores' not in build.objective(config).needs:
     raise InputError(f'{config["objective"]["name"]} trains no reward model.')
@@ -43,8 +43,8 @@ def main(config: Config, workdir: Path, cache: Path) -> None:
     sft.print_summary(run)
     return
   clock = PhaseClock()
-  model, params, batches = prepare(config, cache, clock, print)
-  step = build.step(config, model, build.mesh(config))
+  trained, batches = prepare(config, cache, clock, print)
+  step = build.step(config, trained.model, build.mesh(config), trained.frozen)
   loop = Loop(
     step=step,
     batches=batches.train,
@@ -53,12 +53,12 @@ def main(config: Config, workdir: Path, cache: Path) -> None:
     folder=run.folder,
     clock=clock,
     description=config['objective']['name'],
-    flops=lambda batch: monitor.training_flops(model.config, batch),
-    peak=monitor.peak_flops(model.config.dtype),
+    flops=build.flops(config),
+    peak=monitor.peak_flops(trained.model.config.dtype),
     wandb_project=config['log']['wandb'] or None,
   )
-  params, evaluation = loop.run(params)
-  sft.save_final(run.folder, config['train']['steps'], params)
+  params, evaluation = loop.run(trained.params)
+  sft.save_final(run.folder, config['train']['steps'], trained.merged(params))
   with clock('evaluate'):
     quality = judged(step, params, batches.held_out)
   summary = {**evaluation, **quality}
@@ -71,7 +71,7 @@ def main(config: Config, workdir: Path, cache: Path) -> None:
 
 def prepare(
   config: Config, cache: Path, clock: PhaseClock, say: Callable[[str], None]
-) -> tuple[Model, Any, Split]:
+) -> tuple[Trained, Split]:
   """The model with a scalar head on the reference's trunk, and the pairs."""
   reference, tokenizer = sft.reference_policy(config, cache, clock, say)
   base, mesh = build.model(config), build.mesh(config)
@@ -82,9 +82,13 @@ def prepare(
   batches = Split(
     *(build.batches(config, part, mesh, tokenizer.pad_id) for part in data)
   )
-  params = heads.with_scalar(alone, base.config.width)
-  model = base._replace(forward=heads.forward(base.forward))
-  return model, build.placed(params, mesh), batches
+  trained = adapted.trained(config, base, build.placed(alone, mesh), mesh)
+  params = heads.with_scalar(trained.params, base.config.width)
+  model = trained.model
+  return trained._replace(
+    model=model._replace(forward=heads.forward(model.forward)),
+    params=build.placed(params, mesh),
+  ), batches
 
 
 def judged(step: Step, params: Any, held_out: Any) -> dict[str, float]:

@@ -56,6 +56,14 @@ def optimizer(name: str, learning_rate: float, **changes: Any) -> dict[str, Any]
   return _changed('optimizer', block, changes)
 
 
+def tokenizer(path: str) -> dict[str, Any]:
+  """A tokenizer block; '' trains SentencePiece on the run's own text."""
+  return dict(
+    path=path,  # NAME.model or tokenizer.json
+    chat=False,  # prompts as conversations, by the template in that folder
+  )
+
+
 def train(
   steps: int, *, eval_every: int, save_every: int, log_every: int = 10
 ) -> dict[str, int]:
@@ -144,6 +152,12 @@ def run() -> mlc.ConfigDict:
   """What every run has: a seed, a mesh (0: every device), what to log."""
   config = mlc.ConfigDict()
   config.seed = 0
+  config.lora = dict(
+    rank=0,  # columns of every adapter; 0: all parameters are trained
+    alpha=16.0,  # the adapters' weight is alpha / rank
+    targets=('layers.*',),  # patterns of projections: layers.attention.*, *.query
+    zero='a',  # the factor that starts at 0: a, or b as in the paper
+  )
   config.mesh = dict(data=0)  # devices; 0 is every one
   config.log = dict(
     entropy=True,  # of the policy, every update

@@ -1,11 +1,14 @@
 """Records to token ids: where BOS, EOS and cuts go is decided here alone."""
 
 from collections import Counter
+from collections.abc import Sequence
 import dataclasses
 
 from jaxtyping import Float32, Int32
 import numpy as np
 
+from prefjax.data.chat import ChatTokenizer
+from prefjax.data.conversations import Message
 from prefjax.data.records import Record
 from prefjax.data.tokenizers import Tokenizer, encode_continuation
 from prefjax.errors import InputError
@@ -62,26 +65,29 @@ def encode(
       token, or a text without a token where one is needed.
   """
   check_limits(max_prompt, max_response)
-  prompt = _text_ids(tokenizer, record.prompt)
-  responses = [_response_ids(tokenizer, record, t) for t in record.responses]
-  counts['round_trip_changed'] += sum(
-    tokenizer.decode(prompt + ids) != record.prompt + text
-    for ids, text in zip(responses, record.responses, strict=True)
-  )
-  prompt, responses = _with_first_token(tokenizer, prompt, responses)
+  prompt, responses = _ids(record, tokenizer, counts)
   prompt = _cut_prompt(tokenizer, prompt, max_prompt, counts)
   ends = [_cut_response(tokenizer, ids, max_response, counts) for ids in responses]
   _count(record, prompt, ends, counts)
   return _example(record, prompt, ends)
 
 
-def encode_prompt(text: str, tokenizer: Tokenizer, *, max_prompt: int) -> list[int]:
+def encode_prompt(
+  text: str,
+  tokenizer: Tokenizer,
+  *,
+  max_prompt: int,
+  messages: Sequence[Message] | None = None,
+) -> list[int]:
   """The ids of a prompt that is to be answered, as `encode` would have them.
 
   Raises:
     InputError: an empty prompt under a tokenizer without BOS.
   """
-  ids, _ = _with_first_token(tokenizer, _text_ids(tokenizer, text), [])
+  if isinstance(tokenizer, ChatTokenizer):
+    ids = tokenizer.encode_chat(_turns(text, messages))
+  else:
+    ids, _ = _with_first_token(tokenizer, _text_ids(tokenizer, text), [])
   return _cut_prompt(tokenizer, ids, max_prompt, Counter())
 
 
@@ -103,6 +109,33 @@ def _example(record, prompt, responses):
     labels=_floats(record.labels),
     win_rates=_floats(record.win_rates),
   )
+
+
+def _ids(record, tokenizer, counts):
+  """Prompt and responses, whole: with what comes first, and without EOS."""
+  texts = record.responses
+  if isinstance(tokenizer, ChatTokenizer):
+    prompt = tokenizer.encode_chat(_turns(record.prompt, record.messages))
+    texts = [text.removeprefix(' ') for text in texts]
+    responses = [
+      _no_special(tokenizer, tokenizer.encode_continuation(text)) for text in texts
+    ]
+    before = tokenizer.decode(prompt)
+  else:
+    prompt, before = _text_ids(tokenizer, record.prompt), record.prompt
+    responses = [_response_ids(tokenizer, record, text) for text in texts]
+  counts['round_trip_changed'] += sum(
+    tokenizer.decode(prompt + ids) != before + text
+    for ids, text in zip(responses, texts, strict=True)
+  )
+  if isinstance(tokenizer, ChatTokenizer):
+    return prompt, responses
+  return _with_first_token(tokenizer, prompt, responses)
+
+
+def _turns(text, messages):
+  """A prompt's turns; plain text is one of the user's."""
+  return [Message('user', text)] if messages is None else messages
 
 
 def _response_ids(tokenizer, record, text):

@@ -44,8 +44,12 @@ class Compilations:
       self.seconds += duration
 
 
-def training_flops(config: DecoderConfig, batch: PreferenceBatch) -> float:
+def training_flops(
+  config: DecoderConfig, batch: PreferenceBatch, *, passes: int = 3
+) -> float:
   """FLOPs that one update needs: three forwards' worth, padding not counted.
+
+  Two `passes` are those of adapters beside frozen weights, themselves not counted.
 
   A forward takes 2 FLOPs a weight and token (prompts once, the head on response
   tokens alone) and 4 n h a layer for every query-key pair that attention sees.
@@ -64,7 +68,7 @@ def training_flops(config: DecoderConfig, batch: PreferenceBatch) -> float:
     response * prompt[:, None] + response * (response + 1) / 2
   ).sum()
   forward = 2 * config.num_layers * (layer * tokens + 2 * heads * seen)
-  return 3 * (forward + 2 * head * response.sum())
+  return passes * (forward + 2 * head * response.sum())
 
 
 def peak_flops(dtype: str) -> float:

@@ -37,9 +37,10 @@ def get_config(variant='grpo'):
     layout='shared',
     dtype='float32',
   )
-  config.tokenizer = dict(path='')  # '': SentencePiece trained on the task's text
+  config.tokenizer = blocks.tokenizer('')
   config.data = dict(
     source='task:arithmetic',
+    columns='',  # what the source's columns mean (docs/data.md); '': as named
     held_out_source='',  # '': held_out of the source, or of the task's other split
     prompt='',  # templates of a source's fields, for what is no task
     solution='',
@@ -54,9 +55,9 @@ def get_config(variant='grpo'):
     bucket_growth=float('inf'),  # one bucket of each length
     drop_long_prompts=False,
   )
-  config.policy = dict(checkpoint='')  # a Hugging Face folder; '': as reference says
   config.reference = dict(
     workdir='',  # of a finished run; '': trained by maximum likelihood
+    checkpoint='',  # a Hugging Face folder, in place of it
     data=dict(batch_size=32),
     objective=blocks.objective('sft'),
     optimizer=blocks.optimizer(
