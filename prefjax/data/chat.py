@@ -6,7 +6,7 @@ import hashlib
 import json
 from pathlib import Path
 import re
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jinja2
 from jinja2 import sandbox
@@ -19,6 +19,7 @@ _ANSWER = 'An answer.'
 _SPECIALS = ('bos_token', 'eos_token', 'pad_token', 'unk_token')
 
 
+@runtime_checkable
 class SpecialTokenizer(Protocol):
   """What a template needs of a tokenizer beside text: its special tokens by name."""
 
@@ -31,6 +32,7 @@ class SpecialTokenizer(Protocol):
 
   def encode(self, text: str) -> list[int]: ...
   def encode_continuation(self, text: str) -> list[int]: ...
+  def encode_after_special(self, text: str) -> list[int]: ...
   def decode(self, ids: Sequence[int]) -> str: ...
 
 
@@ -125,7 +127,7 @@ class ChatTokenizer:
     if not text:
       return []
     own = self._tokenizer
-    return own.encode(text) if first else own.encode_continuation(text)
+    return own.encode(text) if first else own.encode_after_special(text)
 
   def _end_of_turn(self):
     """The special token that the template puts after an answer, or else EOS."""

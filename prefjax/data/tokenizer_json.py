@@ -33,7 +33,8 @@ class TokenizerJson:
     content = path.read_bytes()
     try:
       self._begin = _load(json.loads(content))
-      self._continue = _load(_without_prefix(json.loads(content)))
+      self._continue = _load(_without_prefix(json.loads(content), of_all=True))
+      self._inner = _load(_without_prefix(json.loads(content), of_all=False))
     except Exception as error:  # the library raises no other class
       raise InputError(f'`{path}` is not a tokenizer.json: {error}') from error
     described = chat.read_config(path.parent)
@@ -55,6 +56,10 @@ class TokenizerJson:
   def encode_continuation(self, text: str) -> list[int]:
     """The ids of a text that follows another, with exactly its own spaces."""
     return self._continue.encode(text, add_special_tokens=False).ids
+
+  def encode_after_special(self, text: str) -> list[int]:
+    """The ids of a text between two special tokens, as the file itself has them."""
+    return self._inner.encode(text, add_special_tokens=False).ids
 
   def decode(self, ids: Sequence[int]) -> str:
     """The text of the ids; special tokens are left out."""
@@ -85,23 +90,27 @@ def _load(described: dict[str, Any]) -> tokenizers.Tokenizer:
   return tokenizer
 
 
-def _without_prefix(described: dict[str, Any]) -> dict[str, Any]:
-  """The same tokenizer, putting no space before a text."""
+def _without_prefix(described: dict[str, Any], *, of_all: bool) -> dict[str, Any]:
+  """The same tokenizer, putting no space before a text.
+
+  Not `of_all`, it still does so where it would before every text between special
+  tokens, and not before the first alone.
+  """
   changed = dict(described)
   for part in ('normalizer', 'pre_tokenizer'):
-    changed[part] = _spaceless(described.get(part))
+    changed[part] = _spaceless(described.get(part), of_all)
   return changed
 
 
-def _spaceless(part: Any) -> Any:
-  if part is None or part['type'] == 'Prepend':
+def _spaceless(part: Any, of_all: bool) -> Any:
+  if part is None or (of_all and part['type'] == 'Prepend'):
     return None
   if part['type'] == 'Sequence':
     key = 'normalizers' if 'normalizers' in part else 'pretokenizers'
-    kept = [found for found in map(_spaceless, part[key]) if found is not None]
-    return {**part, key: kept}
-  if part['type'] == 'Metaspace':
+    changed = [_spaceless(each, of_all) for each in part[key]]
+    return {**part, key: [each for each in changed if each is not None]}
+  if part['type'] == 'Metaspace' and (of_all or part.get('prepend_scheme') == 'first'):
     return {**part, 'prepend_scheme': 'never'}
-  if part['type'] == 'ByteLevel':
+  if of_all and part['type'] == 'ByteLevel':
     return {**part, 'add_prefix_space': False}
   return part

@@ -109,6 +109,10 @@ class SentencePiece:
     """The ids of a text that follows another, with exactly its own spaces."""
     return self._continue.encode(text)
 
+  def encode_after_special(self, text: str) -> list[int]:
+    """The ids of a text between two special tokens, as for one that follows another."""
+    return self.encode_continuation(text)
+
   def decode(self, ids: Sequence[int]) -> str:
     """The text of the ids; BOS, EOS and pad are left out."""
     # A model may have more ids than its tokenizer, and draw one of them.
