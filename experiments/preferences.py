@@ -36,6 +36,10 @@ def check(config: Config) -> None:
     raise InputError(
       f'{objective.name} learns from its own samples: python -m experiments.grpo.'
     )
+  if 'step_label' in objective.needs:
+    raise InputError(
+      f'{objective.name} learns from labelled steps: python -m experiments.prm.'
+    )
   if build.embedded_task(source) is not None:
     return
   for part in build.read(config):

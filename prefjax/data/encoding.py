@@ -40,6 +40,8 @@ class Example:
   preference: Float32[np.ndarray, ' m']
   labels: Float32[np.ndarray, ' k'] | None = None
   win_rates: Float32[np.ndarray, ' k'] | None = None
+  steps: tuple[Int32[np.ndarray, ' _'], ...] | None = None  # tokens of each step
+  step_labels: tuple[Float32[np.ndarray, ' _'], ...] | None = None  # NaN: none
   further: int = 0
 
 
@@ -65,11 +67,24 @@ def encode(
       token, or a text without a token where one is needed.
   """
   check_limits(max_prompt, max_response)
-  prompt, responses = _ids(record, tokenizer, counts)
+  prompt, pieces, before = _texts(record, tokenizer)
+  parts = [_pieces_ids(tokenizer, some, begins=not prompt) for some in pieces]
+  responses = [[i for ids in part for i in ids] for part in parts]
+  counts['round_trip_changed'] += sum(
+    tokenizer.decode(prompt + ids) != before + ''.join(some)
+    for ids, some in zip(responses, pieces, strict=True)
+  )
+  moved = 0
+  if not isinstance(tokenizer, ChatTokenizer):
+    moved = int(not prompt and tokenizer.bos_id is None)
+    prompt, responses = _with_first_token(tokenizer, prompt, responses)
   prompt = _cut_prompt(tokenizer, prompt, max_prompt, counts)
   ends = [_cut_response(tokenizer, ids, max_response, counts) for ids in responses]
   _count(record, prompt, ends, counts)
-  return _example(record, prompt, ends)
+  example = _example(record, prompt, ends)
+  if record.steps is None:
+    return example
+  return _with_steps(example, record, parts, moved)
 
 
 def encode_prompt(
@@ -111,26 +126,15 @@ def _example(record, prompt, responses):
   )
 
 
-def _ids(record, tokenizer, counts):
-  """Prompt and responses, whole: with what comes first, and without EOS."""
-  texts = record.responses
-  if isinstance(tokenizer, ChatTokenizer):
-    prompt = tokenizer.encode_chat(_turns(record.prompt, record.messages))
-    texts = [text.removeprefix(' ') for text in texts]
-    responses = [
-      _no_special(tokenizer, tokenizer.encode_continuation(text)) for text in texts
-    ]
-    before = tokenizer.decode(prompt)
-  else:
-    prompt, before = _text_ids(tokenizer, record.prompt), record.prompt
-    responses = [_response_ids(tokenizer, record, text) for text in texts]
-  counts['round_trip_changed'] += sum(
-    tokenizer.decode(prompt + ids) != before + text
-    for ids, text in zip(responses, texts, strict=True)
-  )
-  if isinstance(tokenizer, ChatTokenizer):
-    return prompt, responses
-  return _with_first_token(tokenizer, prompt, responses)
+def _texts(record, tokenizer):
+  """The prompt's ids, the responses' pieces, and what the ids decode to."""
+  pieces = record.steps or [(text,) for text in record.responses]
+  if not isinstance(tokenizer, ChatTokenizer):
+    return _text_ids(tokenizer, record.prompt), pieces, record.prompt
+  prompt = tokenizer.encode_chat(_turns(record.prompt, record.messages))
+  # A template puts nothing between the turn's title and its text.
+  pieces = [(first.removeprefix(' '), *more) for first, *more in pieces]
+  return prompt, pieces, tokenizer.decode(prompt)
 
 
 def _turns(text, messages):
@@ -138,10 +142,34 @@ def _turns(text, messages):
   return [Message('user', text)] if messages is None else messages
 
 
-def _response_ids(tokenizer, record, text):
-  if record.prompt:
-    return _no_special(tokenizer, encode_continuation(tokenizer, text))
-  return _text_ids(tokenizer, text)
+def _with_steps(example, record, parts, moved):
+  """How many tokens each step has; a step that was cut has lost its label.
+
+  `moved` tokens of the first step have become the prompt.
+  """
+  steps, labels = [], []
+  for i, (pieces, response) in enumerate(zip(parts, example.responses, strict=True)):
+    ends = np.cumsum([len(piece) for piece in pieces]) - moved
+    kept = np.clip(ends, 0, len(response))
+    kept[-1] = len(response)  # EOS belongs to the last step
+    steps.append(_integers(np.diff(kept, prepend=0)))
+    if record.step_labels is not None:
+      whole = ends <= len(response)
+      labels.append(_floats(np.where(whole, record.step_labels[i], np.nan)))
+  return dataclasses.replace(
+    example, steps=tuple(steps), step_labels=tuple(labels) or None
+  )
+
+
+def _pieces_ids(tokenizer, pieces, *, begins):
+  """The ids of a response by its pieces, so that each ends where a token does."""
+  first, *more = pieces
+  begin = _text_ids if begins else _continued_ids
+  return [begin(tokenizer, first), *(_continued_ids(tokenizer, x) for x in more)]
+
+
+def _continued_ids(tokenizer, text):
+  return _no_special(tokenizer, encode_continuation(tokenizer, text))
 
 
 def _text_ids(tokenizer, text):

@@ -35,6 +35,8 @@ class Record:
   labels: tuple[float, ...] | None = None  # in [0, 1], 1 is desirable
   win_rates: tuple[float, ...] | None = None  # in [0, 1], P(y > pi_t)
   messages: tuple[Message, ...] | None = None
+  steps: tuple[tuple[str, ...], ...] | None = None  # of a response, joined it
+  step_labels: tuple[tuple[float, ...], ...] | None = None  # in [0, 1]; NaN: unknown
 
 
 @dataclasses.dataclass(frozen=True)
@@ -188,10 +190,58 @@ def _record(
     name: _shares(fields, name, len(responses), where)
     for name in ('labels', 'win_rates')
   }
+  steps = _steps(fields, responses, where)
+  numbers['step_labels'] = _step_labels(fields, steps, where)
   if isinstance(prompt, str):
-    return Record(prompt, responses, pairs, **numbers)
-  text, spaced = conversations.as_text(prompt), tuple(f' {said}' for said in responses)
-  return Record(text, spaced, pairs, **numbers, messages=prompt)
+    return Record(prompt, responses, pairs, **numbers, steps=steps)
+  spaced = tuple(f' {text}' for text in responses)
+  if steps is not None:
+    steps = tuple((f' {first}', *more) for first, *more in steps)
+  text = conversations.as_text(prompt)
+  return Record(text, spaced, pairs, **numbers, steps=steps, messages=prompt)
+
+
+def _steps(
+  fields: Mapping, responses: tuple[str, ...], where: str
+) -> tuple[tuple[str, ...], ...] | None:
+  if 'steps' not in fields:
+    return None
+  found = []
+  for i, given in enumerate(_each(fields, 'steps', len(responses), where)):
+    name = f'`steps[{i}]`'
+    steps = tuple(
+      _checked_text(text, f'{name}[{j}]', where)
+      for j, text in enumerate(_list(given, name, where))
+    )
+    if ''.join(steps) != responses[i]:
+      raise InputError(f'{where}: {name} must join to response {i}, which they do not.')
+    found.append(steps)
+  return tuple(found)
+
+
+def _step_labels(
+  fields: Mapping, steps: tuple[tuple[str, ...], ...] | None, where: str
+) -> tuple[tuple[float, ...], ...] | None:
+  if 'step_labels' not in fields:
+    return None
+  if steps is None:
+    raise InputError(f'{where}: `step_labels` need the `steps` that they are of.')
+  found = []
+  for i, given in enumerate(_each(fields, 'step_labels', len(steps), where)):
+    name = f'`step_labels[{i}]`'
+    values = _list(given, name, where)
+    if len(values) != len(steps[i]):
+      raise InputError(
+        f'{where}: {name} must have one number for each of the {len(steps[i])} steps, '
+        f'got {len(values)}.'
+      )
+    found.append(
+      tuple(
+        float('nan') if x is None else _share(_number(x), f'{name}[{j}]', where)
+        for j, x in enumerate(values)
+      )
+    )
+  return tuple(found)
 
 
 def _shares(
@@ -199,15 +249,26 @@ def _shares(
 ) -> tuple[float, ...] | None:
   if name not in fields:
     return None
+  values = _each(fields, name, count, where)
+  if name == 'labels':
+    values = [_number(value) for value in values]
+  return tuple(_share(value, f'`{name}[{i}]`', where) for i, value in enumerate(values))
+
+
+def _each(fields: Mapping, name: str, count: int, where: str) -> Sequence:
+  """A field's list, which has one entry for each of the responses."""
   values = _list(fields[name], f'`{name}`', where)
   if len(values) != count:
     raise InputError(
-      f'{where}: `{name}` must have one number for each of the {count} '
+      f'{where}: `{name}` must have one entry for each of the {count} '
       f'responses, got {len(values)}.'
     )
-  # JSON writes "desirable or not" as true and false.
-  values = [float(v) if name == 'labels' and isinstance(v, bool) else v for v in values]
-  return tuple(_share(value, f'`{name}[{i}]`', where) for i, value in enumerate(values))
+  return values
+
+
+def _number(value: Any) -> Any:
+  """JSON writes "desirable or not" as true and false."""
+  return float(value) if isinstance(value, bool) else value
 
 
 def _pair(value: Any, name: str, count: int, where: str) -> Pair:
