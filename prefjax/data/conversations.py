@@ -47,10 +47,10 @@ def read(value: Any, name: str, where: str) -> tuple[Message, ...]:
   """
   if not is_conversation(value):
     raise InputError(
-      f'{where}: {name} must be a list of messages with `role` and `content`, or with '
-      f'`from` and `value`, got {type(value).__name__}.'
+      f'{where}: `{name}` must be a list of messages with `role` and `content`, or '
+      f'with `from` and `value`, got {type(value).__name__}.'
     )
-  return tuple(_message(one, f'{name}[{i}]', where) for i, one in enumerate(value))
+  return tuple(_message(one, f'`{name}[{i}]`', where) for i, one in enumerate(value))
 
 
 def _message(value: Any, name: str, where: str) -> Message:

@@ -63,7 +63,7 @@ def _messages(template, row, where):
   value = row.get(template[1:-1]) if template == f'{{{template[1:-1]}}}' else None
   if not conversations.is_conversation(value):
     return None
-  return conversations.read(value, f'`{template[1:-1]}`', where)
+  return conversations.read(value, template[1:-1], where)
 
 
 def _fields(template: str) -> list[str]:

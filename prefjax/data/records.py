@@ -127,7 +127,7 @@ def _conversation(fields: Mapping, where: str) -> Record | Skipped:
 
 
 def _messages(fields: Mapping, name: str, where: str) -> tuple[Message, ...]:
-  messages = conversations.read(fields.get(name), f'`{name}`', where)
+  messages = conversations.read(fields.get(name), name, where)
   for i, message in enumerate(messages):
     _checked_text(message.content, f'`{name}[{i}]`', where, empty=True)
   return messages
