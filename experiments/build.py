@@ -5,7 +5,9 @@ built once, by whichever run comes first.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+import functools
 import json
+import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,7 +26,7 @@ from prefjax.data.records import Record, Skipped
 from prefjax.data.tokenizers import SentencePiece, Tokenizer
 from prefjax.errors import InputError
 from prefjax.models import config as model_configs
-from prefjax.models import decoder, hub
+from prefjax.models import decoder, hub, sharding
 from prefjax.models import lora as lora_lib
 from prefjax.models.config import DecoderConfig
 from prefjax.models.lora import Lora
@@ -76,12 +78,12 @@ def validate(config: Config) -> None:
     lora_lib.create(shape, adapters)
   objective(config), optimizer(config), plan(config)
   tokenizer_path(config)
-  shards = 1 if mesh(config) is None else meshes.data_shards(mesh(config))
+  shards = meshes.data_shards(mesh(config))
   size = config['data']['batch_size']
   if size < 1 or size % shards:
     raise InputError(
       f'data.batch_size={size} prompts must be a positive multiple of the '
-      f'{shards} devices of mesh.data.'
+      f'{shards} devices of mesh.data times mesh.fsdp.'
     )
   source_fingerprint(config)
 
@@ -97,7 +99,7 @@ def source_fingerprint(config: Config) -> str:
 def read(config: Config) -> Split:
   """The records of `data.source`; `data.held_out` of them are held out."""
   data = config['data']
-  records = list(sources.read(data['source'], columns=data['columns']))
+  records = list(sources.read(data['source'], columns=config['records']['columns']))
   usable = [r for r in records if isinstance(r, Record)]
   skipped = [r for r in records if isinstance(r, Skipped)]
   train, rest = held_out(usable, data['held_out'], data['source'])
@@ -105,17 +107,21 @@ def read(config: Config) -> Split:
 
 
 def held_out(usable: list[Any], count: int, source: str) -> Split:
-  """`count` of the usable rows apart, the same ones for every seed."""
-  if not 0 < count < len(usable):
+  """The rows of `count` prompts apart, the same ones for every seed.
+
+  All rows of a prompt stand on one side, so that nothing held out is trained on.
+  """
+  prompts = list(dict.fromkeys(row.prompt for row in usable))
+  if not 0 < count < len(prompts):
     raise InputError(
       f'data.held_out={count} must leave records to train on: '
-      f'{source} has {len(usable)} usable ones.'
+      f'{source} has {len(prompts)} usable prompts.'
     )
-  order = np.random.default_rng(_HOLD_OUT_SEED).permutation(len(usable))
-  chosen = set(order[:count].tolist())
+  order = np.random.default_rng(_HOLD_OUT_SEED).permutation(len(prompts))
+  chosen = {prompts[i] for i in order[:count]}
   return Split(
-    [r for i, r in enumerate(usable) if i not in chosen],
-    [r for i, r in enumerate(usable) if i in chosen],
+    [row for row in usable if row.prompt not in chosen],
+    [row for row in usable if row.prompt in chosen],
   )
 
 
@@ -151,7 +157,8 @@ def questions(config: Config) -> Split:
         for split, count in counts
       )
     )
-  options = {name: data[name] for name in ('prompt', 'solution', 'columns')}
+  options = {name: data[name] for name in ('prompt', 'solution')}
+  options['columns'] = config['records']['columns']
   found = list(questions_lib.read(data['source'], **options))
   if data['held_out_source']:
     return Split(found, list(questions_lib.read(data['held_out_source'], **options)))
@@ -193,7 +200,7 @@ def tokenizer(config: Config, cache: Path, records: Records) -> Tokenizer:
   """
   path, size = tokenizer_path(config), config['model']['vocab_size']
   if path is not None:
-    found = tokenizers.load(path, chat=config['tokenizer']['chat'])
+    found = tokenizers.load(path, chat=config['records']['chat'])
   else:
     texts = [
       text
@@ -218,9 +225,9 @@ def tokenizer(config: Config, cache: Path, records: Records) -> Tokenizer:
 
 def tokenizer_path(config: Config) -> Path | None:
   """The file of `tokenizer.path`, or None where one is to be trained."""
-  path, chat = (config['tokenizer'][name] for name in ('path', 'chat'))
-  if chat and not path:
-    raise InputError('tokenizer.chat needs the tokenizer.path of one with a template.')
+  path = config['tokenizer']['path']
+  if config['records']['chat'] and not path:
+    raise InputError('records.chat needs the tokenizer.path of one with a template.')
   return sources.find(path) if path else None
 
 
@@ -261,39 +268,63 @@ def lora(config: Config) -> Lora | None:
   return Lora(**{**options, 'targets': tuple(options['targets'])})
 
 
-def checkpoint(
-  config: Config, name: str, mesh: jax.sharding.Mesh | None
-) -> dict[str, Any]:
-  """The parameters of a Hugging Face folder, which must be of the config's model.
+def checkpoint(config: Config, mesh: jax.sharding.Mesh | None) -> dict[str, Any]:
+  """The parameters of `policy.checkpoint`, which must be of the config's model.
 
   Raises:
     InputError: where it is not there, or is another model.
   """
-  folder = sources.find(f'{name}/config.json').parent
-
-  def where(shapes):
-    return jax.tree.map(lambda _: meshes.replicated(mesh), shapes)
-
-  shardings = None if mesh is None else where
-  return hub.load(folder, shardings=shardings, **config['model'])[1]
+  folder = sources.find(f'{config["policy"]["checkpoint"]}/config.json').parent
+  where = None
+  if mesh is not None:
+    where = functools.partial(sharding.shardings, mesh=mesh)
+  return hub.load(folder, shardings=where, **config['model'])[1]
 
 
-def mesh(config: Config) -> jax.sharding.Mesh | None:
-  """The mesh of `config.mesh`, or None for one device."""
-  size = config['mesh']['data'] or jax.device_count()
-  if size == 1:
+def mesh(config: Config, devices: Any = None) -> jax.sharding.Mesh | None:
+  """The mesh of `config.mesh`, or None for one device.
+
+  Raises:
+    InputError: where it does not use every device, or does not divide the model.
+  """
+  devices = jax.devices() if devices is None else devices
+  axes = dict(config['mesh'])
+  rest = [axis for axis, size in axes.items() if size == 0]
+  if len(rest) > 1:
+    raise InputError(f'mesh.{" and mesh.".join(rest)} are 0: only one takes the rest.')
+  given = math.prod(size for size in axes.values() if size)
+  axes |= {axis: max(len(devices) // max(given, 1), 1) for axis in rest}
+  if set(axes.values()) == {1} and jax.process_count() == 1:
     return None
-  return meshes.create({'data': size})
+  found = meshes.create(axes, devices=devices)
+  sharding.check(model_configs.create(**config['model']), found)
+  return found
+
+
+def initial_params(config: Config, model: Model, mesh: jax.sharding.Mesh | None) -> Any:
+  """Fresh parameters of the run's seed, made where a step on this mesh wants them."""
+
+  def create(key):
+    return decoder.initial_params(model.config, key)
+
+  key = jax.random.key(config['seed'])
+  if mesh is None:
+    return create(key)
+  where = sharding.shardings(jax.eval_shape(create, key), mesh)
+  return jax.jit(create, out_shardings=where)(key)
 
 
 def placed(params: Any, mesh: jax.sharding.Mesh | None) -> Any:
   """Parameters where a step on this mesh wants them."""
-  where = jax.local_devices()[0] if mesh is None else meshes.replicated(mesh)
-  return jax.device_put(params, where)
+  if mesh is None:
+    return jax.device_put(params, jax.local_devices()[0])
+  return meshes.place(params, mesh)
 
 
 def on_one_device(params: Any) -> Any:
   """Parameters for sampling and judging, which run on one device."""
+  if jax.process_count() > 1:
+    params = jax.tree.map(meshes.on_host, params)
   return jax.device_put(params, jax.local_devices()[0])
 
 
@@ -380,8 +411,9 @@ def batches(
     seed=config['seed'],
     grid=grid,
     max_tokens=options['max_tokens'],
-    shards=1 if mesh is None else meshes.data_shards(mesh),
+    shards=meshes.data_shards(mesh),
     pad_id=pad_id,
+    here=meshes.rows_here(mesh),
   )
 
 

@@ -14,6 +14,7 @@ import jaxlib
 from experiments import adapted, build, evaluate, launch, preferences, sft
 from experiments.adapted import Trained
 from experiments.build import Config, Model, Split
+from prefjax.data.pipeline import Batches
 from prefjax.data.tokenizers import Tokenizer
 from prefjax.training import checks, monitor
 from prefjax.training import reference as references
@@ -76,8 +77,9 @@ def prepare(config: Config, cache: Path, clock: PhaseClock, say: Say) -> Setting
   model, mesh = build.model(config), build.mesh(config)
   reference = build.placed(reference, mesh)
   identity = references.params_fingerprint(reference)
-  alone = build.on_one_device(reference)
-  data = preferences.prepared(config, cache, clock, model, tokenizer, alone, identity)
+  data = preferences.prepared(
+    config, cache, clock, model, tokenizer, reference, identity
+  )
   build.say_counts(data, say)
   trained = adapted.trained(config, model, reference, mesh)
   step = build.step(config, trained.model, mesh, trained.frozen)
@@ -86,13 +88,22 @@ def prepare(config: Config, cache: Path, clock: PhaseClock, say: Say) -> Setting
     # By the base alone, so that runs with and without adapters share them.
     scorer = step if trained.lora is None else build.step(config, model, mesh)
     batches = [
-      _scored(config, cache, clock, say, scorer, reference, identity, part)
+      scored(config, cache, clock, say, scorer, reference, identity, part)
       for part in batches
     ]
   return Setting(model, tokenizer, reference, trained, step, Split(*batches))
 
 
-def _scored(config, cache, clock, say, step, reference, identity, batches):
+def scored(
+  config: Config,
+  cache: Path,
+  clock: PhaseClock,
+  say: Say,
+  step: Step,
+  reference: Any,
+  identity: str,
+  batches: Batches,
+) -> Batches:
   """Batches with stored reference log-probs; no objective's number is in the key."""
   key = fingerprint(
     [

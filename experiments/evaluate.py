@@ -13,6 +13,7 @@ from prefjax.evaluation.statistics import Estimate
 from prefjax.evaluation.true_reward import Comparison, Judge
 from prefjax.rollout.responses import Writer
 from prefjax.rollout.sampler import DecoderSampler
+from prefjax.training import processes
 from prefjax.training.metrics import PhaseClock
 from prefjax.training.workdir import Run, append_samples
 
@@ -39,7 +40,7 @@ def finish(
       )
     summary |= summarise(comparison)
     path = run.folder / 'samples.jsonl'
-    path.unlink(missing_ok=True)
+    processes.shared(lambda: path.unlink(missing_ok=True))
     rows = ({'step': config['train']['steps'], **s} for s in comparison.samples)
     append_samples(path, rows)
   with clock('report'):

@@ -8,7 +8,7 @@ import contextlib
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from experiments import adapted, build, launch, rm, rollouts, sft
+from experiments import adapted, build, launch, reward_models, rollouts, sft
 from experiments.adapted import Trained
 from experiments.build import Config, Model, Split
 from experiments.rollouts import Rollouts
@@ -19,7 +19,7 @@ from prefjax.evaluation.report import write_report
 from prefjax.models import heads
 from prefjax.rewards.journal import Journal
 from prefjax.training import mesh as meshes
-from prefjax.training import monitor
+from prefjax.training import monitor, processes
 from prefjax.training.metrics import PhaseClock
 from prefjax.training.minibatches import Cutter
 from prefjax.training.online import OnlineLoop
@@ -32,7 +32,7 @@ class Setting(NamedTuple):
 
   model: Model
   tokenizer: Tokenizer
-  trained: Trained  # from the first policy
+  policy: Any  # parameters
   asked: Split
 
 
@@ -45,12 +45,12 @@ def main(config: Config, workdir: Path, cache: Path) -> None:
     return
   clock = PhaseClock()
   setting = prepare(config, cache, clock, print)
+  trained = what_is_trained(config, setting)
   with contextlib.ExitStack() as stack:
-    made = rolled(config, run, setting, stack)
-    loop = online_loop(config, run, setting, made, clock)
-    params, evaluation = loop.run(start_params(config, setting))
-  final = setting.trained.merged(params)
-  sft.save_final(run.folder, config['train']['iterations'], final)
+    made = rolled(config, run, setting, trained, stack)
+    loop = online_loop(config, run, trained, made, clock)
+    params, evaluation = loop.run(trained.params)
+  sft.save_final(run.folder, config['train']['iterations'], trained.merged(params))
   with clock('report'):
     title = f'{config["objective"]["name"]} on {config["data"]["source"]}'
     write_report(run.folder, title=title, table=evaluation, rollouts=True)
@@ -81,11 +81,11 @@ def validate(config: Config) -> None:
       'group.'
     )
   prompts, parts = config['rollout']['prompts'], config['train']['minibatches']
-  shards = _shards(build.mesh(config))
+  shards = meshes.data_shards(build.mesh(config))
   if prompts % (parts * shards):
     raise InputError(
       f'rollout.prompts={prompts} must be a multiple of train.minibatches={parts} '
-      f'times the {shards} devices of mesh.data.'
+      f'times the {shards} devices of mesh.data times mesh.fsdp.'
     )
 
 
@@ -96,23 +96,27 @@ def prepare(
   model, mesh = build.model(config), build.mesh(config)
   with clock('data'):
     # Before a policy is trained, so that a prompt that does not fit is told at once.
-    published = config['reference']['checkpoint']
+    published = config['policy']['checkpoint']
     records = () if published else build.likelihood_records(config).train
     tokenizer = build.tokenizer(config, cache, records)
     asked = rollouts.encoded(config, tokenizer, build.questions(config), say)
   policy, tokenizer = sft.reference_policy(config, cache, clock, say)
-  trained = adapted.trained(config, model, build.placed(policy, mesh), mesh)
-  return Setting(model, tokenizer, trained, asked)
+  return Setting(model, tokenizer, build.placed(policy, mesh), asked)
 
 
 def rolled(
-  config: Config, run: Run, setting: Setting, stack: contextlib.ExitStack
+  config: Config,
+  run: Run,
+  setting: Setting,
+  trained: Trained,
+  stack: contextlib.ExitStack,
 ) -> Rollouts:
   """The rollouts; their pool of verifiers and their journal end with the stack."""
   scorer = stack.enter_context(rollouts.scorer(config))
-  decided = stack.enter_context(Journal(run.folder / 'rewards.jsonl'))
+  journal = Journal(run.folder / 'rewards.jsonl', writes=processes.first())
+  decided = stack.enter_context(journal)
   models = {
-    name: rm.model_reward(Path(workdir), setting.tokenizer)
+    name: reward_models.model_reward(Path(workdir), setting.tokenizer)
     for name, workdir in config['rewards']['models'].items()
   }
   judges = Split(
@@ -120,7 +124,7 @@ def rolled(
   )
   return rollouts.create(
     config,
-    setting.trained,
+    trained,
     setting.tokenizer,
     build.mesh(config),
     setting.asked,
@@ -128,25 +132,25 @@ def rolled(
   )
 
 
-def start_params(config: Config, setting: Setting) -> Any:
-  """The policy's parameters, with a value head where it shares its trunk."""
-  params = build.on_one_device(setting.trained.params)
-  if 'values' in build.objective(config).needs:
-    return heads.with_scalar(params, setting.model.config.width)
-  return params
+def what_is_trained(config: Config, setting: Setting) -> Trained:
+  """The policy, or its adapters, with a value head where it shares its trunk."""
+  trained = adapted.trained(config, setting.model, setting.policy, build.mesh(config))
+  if 'values' not in build.objective(config).needs:
+    return trained
+  valued = heads.with_scalar(trained.params, setting.model.config.width)
+  return trained._replace(params=valued)
 
 
 def online_loop(
-  config: Config, run: Run, setting: Setting, made: Rollouts, clock: PhaseClock
+  config: Config, run: Run, trained: Trained, made: Rollouts, clock: PhaseClock
 ) -> OnlineLoop:
   """The loop of a config, with a critic of its own where the objective has one."""
-  mesh, trained = build.mesh(config), setting.trained
-  model, frozen = trained.model, trained.frozen
+  mesh, model, frozen = build.mesh(config), trained.model, trained.frozen
   objective = build.objective(config)
   valued = model._replace(forward=heads.forward(model.forward))
   shared = 'values' in objective.needs
   separate = config['objective'].get('trunk') == 'separate'
-  params = start_params(config, setting)
+  critic_params = heads.with_scalar(heads.trunk(trained.params), model.config.width)
   return OnlineLoop(
     step=build.step(config, valued if shared else model, mesh, frozen),
     plan=build.plan(config),
@@ -159,7 +163,7 @@ def online_loop(
     seed=config['seed'],
     temperature=config['rollout']['temperature'],
     critic=critic_step(config, valued, mesh, frozen) if separate else None,
-    critic_params=heads.with_scalar(params, model.config.width) if separate else None,
+    critic_params=critic_params if separate else None,
     correction=rollouts.correction(config),
     filter_truncated=config['rollout']['filter_truncated'],
     evaluate=made.evaluate,
@@ -193,12 +197,8 @@ def cutter(config: Config) -> Cutter:
     ),
     max_tokens=data['max_tokens'],
     at_once=size['responses_at_once'],
-    shards=_shards(build.mesh(config)),
+    shards=meshes.data_shards(build.mesh(config)),
   )
-
-
-def _shards(mesh: Any) -> int:
-  return 1 if mesh is None else meshes.data_shards(mesh)
 
 
 if __name__ == '__main__':

@@ -1,6 +1,7 @@
 """Flags, folders and exit codes, the same for every experiment."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+import contextlib
 import os
 from pathlib import Path
 import sys
@@ -10,6 +11,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from prefjax.errors import InputError, Preempted, TrainingError
+from prefjax.training import processes
 
 _CONFIG = config_flags.DEFINE_config_file(
   'config',
@@ -24,14 +26,33 @@ _CACHE = flags.DEFINE_string(
   'cache', 'runs/cache', 'Folder that runs share: data, references, log-probs.'
 )
 
+_COORDINATOR = flags.DEFINE_string(
+  'coordinator',
+  None,
+  'HOST:PORT of the first process; found on TPU pods, Slurm, Open MPI and Kubernetes.',
+)
+_NUM_PROCESSES = flags.DEFINE_integer(
+  'num_processes', None, 'Processes of the run; 1 looks for no others.'
+)
+_PROCESS_ID = flags.DEFINE_integer(
+  'process_id', None, 'Which of the processes this is, from 0.'
+)
+_HEARTBEAT = flags.DEFINE_integer(
+  'heartbeat_seconds', 60, 'A process not heard of for so long ends all others.'
+)
+
 # Exit codes. A user's error and a failed run differ, so that a sweep can tell.
 _INPUT, _TRAINING, _SIGTERM = 2, 1, 128 + 15
 
 Experiment = Callable[[Mapping[str, Any], Path, Path], None]
 
 
-def run(experiment: Experiment, name: str) -> None:
+def run(
+  experiment: Experiment, name: str, before: Callable[[], None] = lambda: None
+) -> None:
   """Parses flags and runs `experiment(config, workdir, cache)`.
+
+  `before` runs first, while no device has been used.
 
   What the user got wrong ends in one paragraph and exit code 2, a run that cannot
   go on in one paragraph and exit code 1, SIGTERM in exit code 143; only a bug shows
@@ -50,10 +71,27 @@ def run(experiment: Experiment, name: str) -> None:
       )
     workdir = _WORKDIR.value or str(Path('runs') / name / _config_name())
     cache = Path(_CACHE.value)
+    before()
     _configure_jax(cache)
-    experiment(config.to_dict(), Path(workdir), cache)
+    processes.start(
+      _COORDINATOR.value,
+      _NUM_PROCESSES.value,
+      _PROCESS_ID.value,
+      heartbeat_seconds=_HEARTBEAT.value,
+    )
+    with _only_the_first_speaks():
+      experiment(config.to_dict(), Path(workdir), cache)
 
   app.run(guarded(main), flags_parser=guarded(_parse))
+
+
+@contextlib.contextmanager
+def _only_the_first_speaks() -> Iterator[None]:
+  if processes.first():
+    yield
+    return
+  with open(os.devnull, 'w') as nowhere, contextlib.redirect_stdout(nowhere):
+    yield
 
 
 def guarded(function: Callable[..., Any]) -> Callable[..., Any]:

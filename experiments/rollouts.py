@@ -27,6 +27,7 @@ from prefjax.rollout.groups import Carry, Collector, Groups, Request
 from prefjax.rollout.responses import Rolled, Roller
 from prefjax.rollout.sampler import DecoderSampler, Sampler
 from prefjax.rollout.server import ServerSampler
+from prefjax.training import processes
 from prefjax.training.correction import Correction
 from prefjax.training.online import Collected
 from prefjax.types import RolloutBatch
@@ -143,6 +144,8 @@ def judge(
     token_cost=rewards['token_cost'],
     models=models,
     decided=decided,
+    part=(jax.process_index(), jax.process_count()),
+    share=processes.gathered,
   )
 
 
@@ -151,6 +154,11 @@ def sampler(config: Config, model: Model, tokenizer: Tokenizer, mesh: Any) -> Sa
   options = config['rollout']
   stop_ids = (tokenizer.eos_id, *options['stop_ids'])
   if options['server']:
+    if not processes.alone():
+      raise InputError(
+        'rollout.server serves one process: with several, each would be sent other '
+        'responses. Sample in the processes, or give --num_processes=1.'
+      )
     return ServerSampler(
       url=options['server'],
       model=options['server_model'],
@@ -164,15 +172,24 @@ def sampler(config: Config, model: Model, tokenizer: Tokenizer, mesh: Any) -> Sa
     text = tokenizer.decode(ids)
     return any(string in text for string in strings)
 
+  found = decoder_sampler(config, model, mesh, stop_ids, tokenizer.pad_id)
+  return dataclasses.replace(found, stop=stop if strings else None)
+
+
+def decoder_sampler(
+  config: Config, model: Model, mesh: Any, stop_ids: Sequence[int], pad_id: int
+) -> DecoderSampler:
+  """The sampler that runs in this process, without stop strings."""
+  options = config['rollout']
   return DecoderSampler(
     graph=model.graph,
     stop_ids=stop_ids,
-    pad_id=tokenizer.pad_id,
+    pad_id=pad_id,
     slots=options['slots'],
     block=options['block'],
-    stop=stop if strings else None,
     cache_dtype=options['cache_dtype'] or None,
     mesh=mesh,
+    gather=options['gather'],
   )
 
 

@@ -14,7 +14,6 @@ from experiments.build import Config
 from prefjax.data.tokenizers import Tokenizer
 from prefjax.errors import InputError
 from prefjax.evaluation.report import write_report
-from prefjax.models import decoder
 from prefjax.training import monitor
 from prefjax.training.checkpoints import Checkpoints
 from prefjax.training.loop import Loop
@@ -28,7 +27,7 @@ def main(config: Config, workdir: Path, cache: Path) -> None:
     raise InputError(
       'experiments.sft starts from random weights, beside which adapters learn little: '
       'set lora.rank=0, or give experiments.dpo the objective sft and a '
-      'reference.checkpoint.'
+      'policy.checkpoint.'
     )
   build.validate(config)
   run = opened(config, workdir)
@@ -84,7 +83,7 @@ def train(
   train, held_out = (
     build.batches(config, part, mesh, tokenizer.pad_id) for part in data
   )
-  initial = decoder.initial_params(model.config, jax.random.key(config['seed']))
+  initial = build.initial_params(config, model, mesh)
   if run.finished:
     return final_params(run.folder, initial), tokenizer
   loop = Loop(
@@ -111,13 +110,11 @@ def reference_policy(
 ) -> tuple[Any, Tokenizer]:
   """The reference: a published checkpoint, a run's, or one trained and cached here."""
   own = likelihood_config(config)
-  named, published = (config['reference'][name] for name in ('workdir', 'checkpoint'))
-  if published:
+  named = config['reference']['workdir']
+  if config['policy']['checkpoint']:
     with clock('reference'):
-      return (
-        build.checkpoint(config, published, build.mesh(config)),
-        build.tokenizer(config, cache, ()),
-      )
+      params = build.checkpoint(config, build.mesh(config))
+    return params, build.tokenizer(config, cache, [])
   folder = Path(named) if named else cache / f'reference-{_identity(own)}'
   if named and not (folder / 'DONE').exists():
     raise InputError(f'reference.workdir={named} holds no finished run.')
@@ -135,17 +132,17 @@ def validate(config: Config) -> None:
     InputError: naming the key.
   """
   build.validate(config)
-  published = config['reference']['checkpoint']
+  published = config['policy']['checkpoint']
   if not published:
     build.validate(likelihood_config(config))
   elif not config['tokenizer']['path']:
-    raise InputError(f'reference.checkpoint={published} needs its tokenizer.path.')
+    raise InputError(f'policy.checkpoint={published} needs its tokenizer.path.')
 
 
 def likelihood_config(config: Config) -> dict[str, Any]:
   """The config of the maximum-likelihood run that makes this run's reference."""
   stage = config['reference']
-  shared = ('seed', 'model', 'tokenizer', 'mesh', 'log')
+  shared = ('seed', 'model', 'tokenizer', 'policy', 'records', 'mesh', 'log')
   return {
     **{name: config[name] for name in shared},
     'lora': {**config['lora'], 'rank': 0},  # its adapters would be on random weights
@@ -155,7 +152,9 @@ def likelihood_config(config: Config) -> dict[str, Any]:
 
 
 def _identity(config: Config) -> str:
-  return fingerprint([config, build.source_fingerprint(config)])
+  # Not the mesh: what it changes is within float tolerance.
+  decisive = {name: block for name, block in config.items() if name != 'mesh'}
+  return fingerprint([decisive, build.source_fingerprint(config)])
 
 
 def save_final(folder: Path, step: int, params: Any) -> None:

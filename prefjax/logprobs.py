@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
+import numpy as np
 
 from prefjax.errors import InputError
 from prefjax.types import Head, Outputs
@@ -26,6 +27,7 @@ class _Static(NamedTuple):
   reference_soft_cap: float | None
   chunk: int
   axes: tuple[str, ...]  # of the mesh, inside shard_map
+  split: bool  # the vocabulary lies over other axes of the mesh
 
 
 def from_logits(
@@ -68,7 +70,7 @@ def from_hidden(
   reference: tuple[Float[Array, 'p k t e'], Head] | None = None,
   chunk: int = _CHUNK,
   mesh: jax.sharding.Mesh | None = None,
-  data_axes: Sequence[str] = ('data',),
+  data_axes: Sequence[str] = ('data', 'fsdp'),
 ) -> Outputs:
   """The wanted quantities of the tokens under `softmax(head(hidden) / temperature)`.
 
@@ -85,7 +87,8 @@ def from_hidden(
     temperature: divides the logits, after the soft cap.
     chunk: tokens a chunk, per data shard.
     mesh: where the prompts are sharded over `data_axes` of it, chunks are formed
-      inside each shard, and the head's gradient is reduced once after the loop.
+      inside each shard, and the head's gradient is reduced once after the loop. The
+      vocabulary may lie over its other axes: what is sent then is a number a token.
   """
   _check(want, reference)
   if reference is not None and 'kl' not in want:
@@ -98,6 +101,7 @@ def from_hidden(
     head_q.soft_cap if head_q is not None else None,
     chunk,
     axes,
+    mesh is not None and int(np.prod([mesh.shape[a] for a in axes])) < mesh.size,
   )
   states = (hidden, hidden_q)
   heads = (
@@ -165,7 +169,7 @@ def _chunked_forward(static, states, heads, constants):
   def body(i, kept):
     rows = jax.lax.dynamic_slice(order, (i * chunk,), (chunk,))
     z, z_q = _logits(static, states, heads, constants, rows)
-    new = _values(want, z, z_q, _take(tokens, rows))
+    new = _values(static, z, z_q, _take(tokens, rows))
     return {name: kept[name].at[rows].set(new[name], mode='drop') for name in kept}
 
   kept = jax.lax.fori_loop(0, chunks, body, kept)
@@ -246,12 +250,12 @@ def _logits(static, states, heads, constants, rows):
   return z, one(states[1], heads[1], static.reference_soft_cap)
 
 
-def _values(want, z, z_q, tokens) -> Mapping[str, Any]:
+def _values(static, z, z_q, tokens) -> Mapping[str, Any]:
+  want = static.want
   log_total = jax.nn.logsumexp(z, axis=-1)
   values = {'log_total': log_total}
   if 'logps' in want:
-    picked = jnp.take_along_axis(z, tokens[:, None], axis=-1)[:, 0]
-    values['logps'] = picked - log_total
+    values['logps'] = _picked(static, z, tokens) - log_total
   if set(want) - {'logps'}:
     log_p = z - log_total[:, None]
     p = jnp.exp(log_p)
@@ -263,6 +267,15 @@ def _values(want, z, z_q, tokens) -> Mapping[str, Any]:
       log_q = jax.nn.log_softmax(z_q)
       values['kl'] = jnp.sum(p * (log_p - log_q), axis=-1)
   return values
+
+
+def _picked(static, z, tokens):
+  """The logit of each row's own token."""
+  if not static.split:
+    return jnp.take_along_axis(z, tokens[:, None], axis=-1)[:, 0]
+  # An index along an axis that is cut would gather the logits; a sum sends numbers.
+  own = jnp.arange(z.shape[-1])[None] == tokens[:, None]
+  return jnp.sum(jnp.where(own, z, 0.0), axis=-1)
 
 
 def _cotangent(z, z_q, tokens, kept, given):

@@ -8,7 +8,7 @@ import ml_collections as mlc
 from prefjax import objectives
 
 SMOKE = 'smoke'
-FLAGS = (SMOKE, 'tiny', 'repository', 'learned')
+FLAGS = (SMOKE, 'tiny', 'repository', 'learned', '70b')
 
 
 def parse(variant: str, default: str) -> tuple[str, set[str]]:
@@ -56,14 +56,6 @@ def optimizer(name: str, learning_rate: float, **changes: Any) -> dict[str, Any]
   return _changed('optimizer', block, changes)
 
 
-def tokenizer(path: str) -> dict[str, Any]:
-  """A tokenizer block; '' trains SentencePiece on the run's own text."""
-  return dict(
-    path=path,  # NAME.model or tokenizer.json
-    chat=False,  # prompts as conversations, by the template in that folder
-  )
-
-
 def train(
   steps: int, *, eval_every: int, save_every: int, log_every: int = 10
 ) -> dict[str, int]:
@@ -94,6 +86,7 @@ def rollout(prompts: int, group_size: int, **changes: Any) -> dict[str, Any]:
     slots=0,  # prompts decoded at once; 0: all that are asked for
     block=0,  # tokens between two looks at who has ended; 0: to the end
     cache_dtype='',  # of keys and values; '': the model's
+    gather=True,  # put parameters together over mesh.fsdp once a block, not a token
     responses_at_once=0,  # of a prompt, in a micro-batch; 0: the whole group
     dynamic=False,  # leave out groups that are all right or all wrong
     refill='next_prompt',  # or resample, which conditions the distribution
@@ -126,6 +119,23 @@ def rewards(gate: str, **changes: Any) -> dict[str, Any]:
   return _changed('rewards', block, changes)
 
 
+def self_play(iterations: int, *, prompts: int, **changes: Any) -> dict[str, Any]:
+  """How self-play samples and picks; `changes` are the fields that differ."""
+  block = dict(
+    iterations=iterations,
+    prompts=prompts,  # of an iteration, which no other one has
+    responses=5,  # K of a prompt
+    use='best_and_worst',  # or `all` K of them
+    soft_pairs=False,  # pairs have the oracle's own chance; else they are certain
+    temperature=1.0,
+    top_k=0,  # 0: all tokens
+    top_p=1.0,
+    min_p=0.0,
+    prompts_at_once=128,  # that are sampled for in one call
+  )
+  return _changed('self_play', block, changes)
+
+
 def online(iterations: int, *, eval_every: int, save_every: int, **changes: Any):
   """A training block, in iterations of one rollout each."""
   block = dict(
@@ -152,13 +162,24 @@ def run() -> mlc.ConfigDict:
   """What every run has: a seed, a mesh (0: every device), what to log."""
   config = mlc.ConfigDict()
   config.seed = 0
+  # What is trained from; '': as reference says, where the run has one.
+  config.policy = dict(checkpoint='')  # a Hugging Face folder
+  config.records = dict(
+    columns='',  # what the source's columns mean (docs/data.md); '': as named
+    chat=False,  # prompts as conversations, by the template beside the tokenizer
+  )
   config.lora = dict(
     rank=0,  # columns of every adapter; 0: all parameters are trained
     alpha=16.0,  # the adapters' weight is alpha / rank
     targets=('layers.*',),  # patterns of projections: layers.attention.*, *.query
     zero='a',  # the factor that starts at 0: a, or b as in the paper
   )
-  config.mesh = dict(data=0)  # devices; 0 is every one
+  config.mesh = dict(
+    # One of them may be 0: all devices that the others leave.
+    data=0,  # devices that share out the prompts
+    fsdp=1,  # devices that share out the prompts and the parameters' width
+    tensor=1,  # devices that share out heads, hidden units and the vocabulary
+  )
   config.log = dict(
     entropy=True,  # of the policy, every update
     wandb='',  # project; '' logs to files alone

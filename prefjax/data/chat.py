@@ -153,7 +153,7 @@ def template(folder: Path) -> Template:
     source = named.get('default')
   if not isinstance(source, str):
     raise InputError(
-      f'tokenizer.chat: {folder} has no chat template, neither chat_template.jinja nor '
+      f'records.chat: {folder} has no chat template, neither chat_template.jinja nor '
       'in tokenizer_config.json.'
     )
   named = {name: token(described, name) for name in _SPECIALS}

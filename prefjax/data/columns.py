@@ -89,7 +89,7 @@ def check(name: str) -> None:
   """Refuses a map that does not exist; '' is none."""
   if name and name not in COLUMNS:
     raise InputError(
-      f'data.columns={name!r} is no map of columns; known are {sorted(COLUMNS)}.'
+      f'records.columns={name!r} is no map of columns; known are {sorted(COLUMNS)}.'
     )
 
 
@@ -105,6 +105,6 @@ def mapped(name: str, row: Row, where: str) -> dict[str, Any] | Skipped:
     return COLUMNS[name](row, where)
   except (KeyError, TypeError, IndexError, ValueError, AttributeError) as error:
     raise InputError(
-      f'{where}: the row is none of data.columns={name!r}, whose columns are those of '
+      f'{where}: the row is none of records.columns={name!r}, which has the columns of '
       f'{COLUMNS[name].__doc__.partition(":")[0]}; it has {sorted(map(str, row))}.'
     ) from error

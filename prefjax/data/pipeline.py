@@ -1,11 +1,12 @@
 """Prepared data to batches: the batch of a step is a pure function of (seed, step)."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 import dataclasses
+import functools
 from typing import NamedTuple
 
 import grain
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 import numpy as np
 
 from prefjax.data import buckets
@@ -51,6 +52,8 @@ class Batches:
     shards: data shards.
     reference: log-probs to give along, or None.
     pad_id: what stands where no token is; never read as a sign of anything.
+    here: of a number of prompts, which ones this process is to read; None is all.
+      Of the others a batch has the lengths alone.
   """
 
   data: Prepared
@@ -61,6 +64,7 @@ class Batches:
   shards: int = 1
   reference: Stored | None = None
   pad_id: int = 0
+  here: Callable[[int], Bool[np.ndarray, ' p']] | None = None
 
   def __post_init__(self):
     if self.batch_size < 1 or self.batch_size % self.shards:
@@ -97,25 +101,43 @@ class Batches:
     real = indices >= 0
     prompt = np.where(real, self.data.prompt_length[indices], 1)
     response = np.where(real[:, None], self.data.response_length[indices], 0)
-    examples = dict(zip(indices[real], self.data.read(indices[real]), strict=True))
-    for micro in buckets.plan(
+    plan = buckets.plan(
       prompt,
       response,
       self.grid,
       max_tokens=self.max_tokens,
       shards=self.shards,
-    ):
-      rows = np.where(micro.rows >= 0, indices[micro.rows], -1)
-      chosen = [examples.get(row) for row in rows]
-      yield rows, self._assemble(MicroBatch(micro.cell, rows), chosen)
+    )
+    micros = [
+      MicroBatch(m.cell, np.where(m.rows >= 0, indices[m.rows], -1)) for m in plan
+    ]
+    own = [self._own(micro.rows) for micro in micros]
+    wanted = np.concatenate(own)
+    wanted = wanted[wanted >= 0]
+    examples = dict(zip(wanted, self.data.read(wanted), strict=True))
+    for micro, rows in zip(micros, own, strict=True):
+      yield micro.rows, self._assemble(micro, [examples.get(row) for row in rows])
+
+  @functools.cached_property
+  def _first(self):
+    return self.data[0]
+
+  def _own(self, rows):
+    """The rows that this process reads; -1 for the others."""
+    return rows if self.here is None else np.where(self.here(len(rows)), rows, -1)
 
   def _assemble(self, micro: MicroBatch, examples: Sequence[Example | None]):
     pairs = int(self.data.num_pairs.max())
-    batch = assemble(examples, micro.cell, pairs=pairs, pad_id=self.pad_id)
+    batch = assemble(
+      examples, micro.cell, pairs=pairs, pad_id=self.pad_id, like=self._first
+    )
+    real = micro.rows >= 0
+    batch.prompt_length[real] = self.data.prompt_length[micro.rows[real]]
+    batch.response_length[real] = self.data.response_length[micro.rows[real]]
     if self.reference is None:
       return batch
     logps = np.zeros(batch.mask.shape, np.float32)
-    for i, row in enumerate(micro.rows):
+    for i, row in enumerate(self._own(micro.rows)):
       for k in range(micro.cell.k if row >= 0 else 0):
         length = batch.response_length[i, k]
         logps[i, k, :length] = self.reference.response(int(row), k, int(length))
@@ -128,8 +150,12 @@ def assemble(
   *,
   pairs: int,
   pad_id: int = 0,
+  like: Example | None = None,
 ) -> PreferenceBatch:
-  """Examples as the arrays of one cell; None is filling and counts for nothing."""
+  """Examples as the arrays of one cell; None is filling and counts for nothing.
+
+  The batch has the fields of every example and of `like`, whose data is not in it.
+  """
   p, k, l, t = cell
   batch = PreferenceBatch(
     prompts=np.full((p, l), pad_id, np.int32),
@@ -148,7 +174,7 @@ def assemble(
       pair_weight=np.zeros((p, pairs), np.float32),
     )
   for extra, field in (('labels', 'label'), ('win_rates', 'win_rate')):
-    if pairs or any(getattr(e, extra, None) is not None for e in examples):
+    if pairs or any(getattr(e, extra, None) is not None for e in (*examples, like)):
       batch = batch.replace(**{field: np.zeros((p, k), np.float32)})
   for field, kind in (('step', np.int32), ('step_label', np.float32)):
     if any(getattr(e, f'{field}s', None) is not None for e in examples):

@@ -51,20 +51,21 @@ def from_fields(fields: Mapping[str, Any], where: str) -> Record | Skipped:
   """The record in one row of a source; `where` names the row in errors.
 
   The fields decide the form: `chosen` and `rejected` with a `prompt` or as whole
-  transcripts or conversations, `responses`, `response`, `messages` or
-  `conversations`, or `text` (docs/data.md). A null counts as absent, and fields that
-  no form knows are ignored.
+  transcripts or conversations, `responses`, `response`, `messages` or `conversations`,
+  `text`, graded solutions of a `question` with its `ground_truth`, or `output_1` and
+  `output_2` (docs/data.md). A null counts as absent, and fields that no form knows are
+  ignored.
 
   Raises:
     InputError: naming `where`, the rule and the field, never the text.
   """
   present = {key: value for key, value in fields.items() if value is not None}
-  forms = [read for names, read in _FORMS if any(name in present for name in names)]
+  forms = _matching(_FORMS, present) or _matching(_LAYOUTS, present)
   if len(forms) != 1:
     raise InputError(
       f'{where}: a record has exactly one of these sets of fields: '
-      '(`chosen`, `rejected`), `responses`, `response`, `messages`, `conversations` '
-      'or `text`; '
+      '(`chosen`, `rejected`), `responses`, `response`, `messages`, `conversations`, '
+      '`text`, (`question`, `ground_truth`) or (`output_1`, `output_2`); '
       f'this one has {_names(present)}.'
     )
   return forms[0](present, where)
@@ -170,6 +171,47 @@ def _plain_text(fields: Mapping, where: str) -> Record:
   return _record(fields, where, '', (_text(fields, 'text', where),))
 
 
+def _graded_solutions(fields: Mapping, where: str) -> Record:
+  """A question with graded solutions; each right one is paired with each wrong one.
+
+  The layout of GSM8K's example_model_solutions: a field for each model.
+  """
+  graded = {name: x for name, x in fields.items() if isinstance(x, Mapping)}
+  if not graded:
+    raise InputError(f'{where}: no field holds a `solution` and its `is_correct`.')
+  right = [
+    _truth(found.get('is_correct'), f'`{name}.is_correct`', where)
+    for name, found in graded.items()
+  ]
+  solutions = tuple(
+    _text(found, 'solution', f'{where}, {name}') for name, found in graded.items()
+  )
+  pairs = tuple(
+    Pair(i, j)
+    for i, good in enumerate(right)
+    for j, other in enumerate(right)
+    if good and not other
+  )
+  question = _text(fields, 'question', where)
+  return Record(f'{question}\n', solutions, pairs, tuple(map(float, right)))
+
+
+def _two_outputs(fields: Mapping, where: str) -> Record:
+  """An instruction with two outputs, the better one named: the layout of LLMBar."""
+  label = fields.get('label')
+  if isinstance(label, bool) or label not in (1, 2):
+    raise InputError(f'{where}: `label` must be 1 or 2, got {_shown(label)}.')
+  outputs = tuple(_text(fields, name, where) for name in ('output_1', 'output_2'))
+  prompt = _text(fields, 'input', where)
+  return Record(f'{prompt}\n', outputs, (Pair(label - 1, 2 - label),))
+
+
+def _truth(value: Any, name: str, where: str) -> bool:
+  if not isinstance(value, bool):
+    raise InputError(f'{where}: {name} must be true or false, got {_shown(value)}.')
+  return value
+
+
 _FORMS: Sequence[tuple[tuple[str, ...], Callable]] = (
   (('chosen', 'rejected'), _preference_pair),
   (('responses',), _many_responses),
@@ -177,6 +219,15 @@ _FORMS: Sequence[tuple[tuple[str, ...], Callable]] = (
   (('messages', 'conversations'), _conversation),
   (('text',), _plain_text),
 )
+# Of public files; looked for where a row has none of the forms above.
+_LAYOUTS: Sequence[tuple[tuple[str, ...], Callable]] = (
+  (('ground_truth',), _graded_solutions),
+  (('output_1', 'output_2'), _two_outputs),
+)
+
+
+def _matching(forms: Sequence, present: Mapping) -> list[Callable]:
+  return [read for names, read in forms if any(name in present for name in names)]
 
 
 def _record(

@@ -130,7 +130,7 @@ def load(path: Path | str, *, chat: bool = False) -> Tokenizer:
   """
   path = Path(path)
   if chat and path.name == 'tokenizer_config.json':
-    raise InputError(f'tokenizer.chat: the characters of `{path}` know no template.')
+    raise InputError(f'records.chat: the characters of `{path}` know no template.')
   if path.suffix == '.model':
     found = SentencePiece(path)
   elif path.name == 'tokenizer.json':

@@ -12,7 +12,7 @@ from prefjax.errors import InputError
 from prefjax.evaluation import page, plots
 from prefjax.evaluation.plots import Series
 from prefjax.evaluation.statistics import Estimate
-from prefjax.training import metrics
+from prefjax.training import metrics, processes
 
 _HELD_OUT = 'eval/'
 _CLOCK = 'time/'
@@ -32,10 +32,12 @@ def write_report(
   table: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None,
   notes: Sequence[str] = (),
   rollouts: bool = False,
+  images: Mapping[str, tuple[bytes, str, str]] | None = None,
 ) -> Path:
   """Writes `report/` with PNG plots and `index.html`; returns the page's path.
 
-  The same folder and arguments give the same bytes.
+  The same folder and arguments give the same bytes. Of several processes the first
+  alone writes.
 
   Args:
     workdir: a run's folder, with `metrics.jsonl` and `config.json`.
@@ -47,15 +49,18 @@ def write_report(
       several columns.
     notes: sentences for the end of the page.
     rollouts: the run learnt from its own samples: steps are its iterations.
+    images: further pictures by file name, as (PNG, title, caption).
   """
+  if not processes.first():
+    return workdir / 'report' / 'index.html'
   series = _series(_rows(workdir / 'metrics.jsonl'))
-  images = _images(series, points, frontier, rollouts)
+  drawn = {**(images or {}), **_images(series, points, frontier, rollouts)}
   temporary = workdir / 'report.tmp'
   shutil.rmtree(temporary, ignore_errors=True)
   temporary.mkdir()
-  for name, (png, _, _) in images.items():
+  for name, (png, _, _) in drawn.items():
     (temporary / f'{name}.png').write_bytes(png)
-  sections = _sections(workdir, series, list(images.values()), table, notes)
+  sections = _sections(workdir, series, list(drawn.values()), table, notes)
   text = page.render(title, sections)
   (temporary / 'index.html').write_text(text, encoding='utf-8')
   return _put_in_place(temporary, workdir / 'report') / 'index.html'

@@ -13,6 +13,7 @@ from prefjax.errors import InputError
 from prefjax.models import attention
 from prefjax.models.config import DecoderConfig
 from prefjax.models.layers import Block, Norm, angles, frequencies, rotate
+from prefjax.models.sharding import constrain
 from prefjax.types import Head, PreferenceBatch
 
 _NO_WINDOW = jnp.iinfo(jnp.int32).max
@@ -73,12 +74,13 @@ class Decoder(nnx.Module):
   def embed(self, tokens: Int[Array, 'b n'], position: Int[Array, 'b n']):
     """Token embeddings, with learned positions where the family has them."""
     config = self.config
-    x = self.embedding[...][tokens].astype(config.dtype)
+    table = constrain(self.embedding[...], 'vocabulary', None)
+    x = table[tokens].astype(config.dtype)
     if config.scale_embeddings:
       x = x * jnp.asarray(config.width**0.5, x.dtype)
     if config.position == 'learned':
       x = x + self.positions[...][position].astype(config.dtype)
-    return x
+    return constrain(x, 'prompts', None, None)
 
   def run_layers(self, x, position, mixer, carry=None):
     """Scans the layers: returns states, the carry, and what the mixer kept, stacked.
@@ -97,7 +99,7 @@ class Decoder(nnx.Module):
       window = jnp.where(is_global, _NO_WINDOW, config.window or _NO_WINDOW)
       mix = functools.partial(mixer, window=window, layer=layer)
       x, carry, kept = nnx.merge(graph, params)(x, turn, mix, carry)
-      return (x, carry), kept
+      return (constrain(x, 'prompts', None, None), carry), kept
 
     if config.remat != 'none':
       body = jax.checkpoint(body, policy=_REMAT[config.remat], prevent_cse=False)

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from prefjax.models.config import DecoderConfig
+from prefjax.models.sharding import constrain
 
 # Mixes the tokens of one layer: (query, key, value, carry) -> (mixed, carry, kept).
 # The forward, the prefill and a decoding step differ in nothing else.
@@ -126,7 +127,8 @@ class Attention(nnx.Module):
 
   def __call__(self, x, turn, mixer: Mixer, carry):
     def heads(y):
-      return y.reshape(*y.shape[:-1], -1, self.head_dim)
+      y = y.reshape(*y.shape[:-1], -1, self.head_dim)
+      return constrain(y, 'prompts', None, 'heads', None)
 
     query, key, value = (
       heads(project(x)) for project in (self.query, self.key, self.value)
@@ -150,11 +152,13 @@ class MLP(nnx.Module):
     self.down = linear(config, hidden, width, bias=bias, rngs=rngs, depth=depth)
 
   def __call__(self, x):
+    up = constrain(self.up(x), 'prompts', None, 'hidden')
     if self.kind in _GATES:
+      gate = constrain(self.gate(x), 'prompts', None, 'hidden')
       # Kept for the backward pass are the two factors alone, not their five parts.
       gated = jax.checkpoint(lambda gate, up: _GATES[self.kind](gate) * up)
-      return self.down(gated(self.gate(x), self.up(x)))
-    return self.down(_ACTIVATIONS[self.kind](self.up(x)))
+      return self.down(gated(gate, up))
+    return self.down(_ACTIVATIONS[self.kind](up))
 
 
 class Block(nnx.Module):

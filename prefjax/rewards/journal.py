@@ -30,17 +30,21 @@ def key(
 
 
 class Journal:
-  """Rewards by group, in `path`; a last line that a kill tore is not there."""
+  """Rewards by group, in `path`; a last line that a kill tore is not there.
 
-  def __init__(self, path: Path):
+  Of several processes that decide the same, one `writes`.
+  """
+
+  def __init__(self, path: Path, *, writes: bool = True):
     self._known = dict(_read(path))
-    self._file = path.open('a')
+    self._file = path.open('a') if writes else None
 
   def __enter__(self) -> 'Journal':
     return self
 
   def __exit__(self, *_: object) -> None:
-    self._file.close()
+    if self._file is not None:
+      self._file.close()
 
   def get(self, key: Key) -> dict[str, Any] | None:
     """What was decided for a group, or None."""
@@ -50,10 +54,13 @@ class Journal:
     """Writes what was decided, to the disk, before it returns."""
     for (position, attempt, digest), row in decided.items():
       self._known[position, attempt, digest] = dict(row)
+      if self._file is None:
+        continue
       group = {'position': position, 'attempt': attempt, 'digest': digest}
       self._file.write(json.dumps({**group, **row}) + '\n')
-    self._file.flush()
-    os.fsync(self._file.fileno())
+    if self._file is not None:
+      self._file.flush()
+      os.fsync(self._file.fileno())
 
 
 def _read(path):

@@ -55,6 +55,8 @@ class Judge:
     token_cost: reward that every token costs; 0 is none.
     models: rewards by models, which run in this process.
     decided: where rewards are written before they are used; None for an evaluation.
+    part: (i, n): of n processes that judge the same groups together, this is i.
+    share: gives every process what each has found, in the processes' order.
   """
 
   scorer: Scorer
@@ -65,6 +67,8 @@ class Judge:
   token_cost: float = 0.0
   models: Mapping[str, Model] = dataclasses.field(default_factory=dict)
   decided: Journal | None = None
+  part: tuple[int, int] = (0, 1)
+  share: Callable[[Any], Sequence[Any]] = lambda found: [found]
 
   def __post_init__(self):
     judges = [*self.scorer.verifiers, *self.models]
@@ -99,11 +103,16 @@ class Judge:
     ]
     known = [self.decided.get(key) if self.decided else None for key in keys]
     new = [i for i, row in enumerate(known) if row is None]
-    pending = self._verify(groups, new) if new and self.scorer.verifiers else None
+    own = new[self.part[0] :: self.part[1]]
+    pending = self._verify(groups, own) if own and self.scorer.verifiers else None
 
     def judged() -> Judged:
       if new:
-        self._decide(groups, new, keys, known, pending)
+        rows = self._decide(groups, own, pending) if own else []
+        for i, row in (pair for part in self.share(rows) for pair in part):
+          known[i] = row
+        if self.decided is not None:
+          self.decided.put({keys[i]: known[i] for i in new})
       return self._summed(groups, known)
 
     return judged
@@ -116,8 +125,8 @@ class Judge:
       [groups.records[i] for i in new for _ in range(k)],
     )
 
-  def _decide(self, groups, new, keys, known, pending):
-    """Fills `known` for the new groups and writes it down."""
+  def _decide(self, groups, own, pending):
+    """The rewards of these groups, as (index, row of the journal)."""
     k = len(groups.responses[0])
     values = {}
     if pending is not None:
@@ -127,16 +136,15 @@ class Judge:
       values = {name: x.reshape(-1, k) for name, x in scores.values.items()}
     for name, model in self.models.items():
       arrays = (groups.prompts, groups.prompt_length, groups.tokens, groups.length)
-      values[name] = model(*(x[new] for x in arrays))
-    for n, i in enumerate(new):
-      known[i] = {
-        'values': {
-          name: [None if np.isnan(v) else float(v) for v in x[n]]
-          for name, x in values.items()
-        }
+      values[name] = model(*(x[own] for x in arrays))
+    found = []
+    for n, i in enumerate(own):
+      row = {
+        name: [None if np.isnan(v) else float(v) for v in x[n]]
+        for name, x in values.items()
       }
-    if self.decided is not None:
-      self.decided.put({keys[i]: known[i] for i in new})
+      found.append((i, {'values': row}))
+    return found
 
   def _summed(self, groups, known):
     names = [*self.scorer.verifiers, *self.models]

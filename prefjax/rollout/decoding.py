@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Int
 
 from prefjax.models import attention, decoder
+from prefjax.models.sharding import constrain
 from prefjax.rollout import draws
 from prefjax.types import Head
 
@@ -66,7 +67,7 @@ def empty(config: Any, admission: Admission, s: int, k: int, t: int, options: Op
   def pair(*shape):
     return tuple(jnp.zeros((config.num_layers, *shape, *heads), dtype) for _ in '12')
 
-  return Rows(
+  rows = Rows(
     column=jnp.zeros((), jnp.int32),
     first=jnp.zeros(s, jnp.int32),
     prompt_length=jnp.ones(s, jnp.int32),
@@ -81,6 +82,29 @@ def empty(config: Any, admission: Admission, s: int, k: int, t: int, options: Op
     logps=jnp.zeros((s, k, t), wide),
     prompts=pair(s, l),
     cache=pair(s, k, t),
+  )
+  return _dealt(rows)
+
+
+def axes(rows: Rows) -> Rows:
+  """The logical axes of each array: slots over the data axes, heads over `tensor`."""
+  return Rows(
+    **{
+      name: (None, 'prompts', *[None] * (x[0].ndim - 4), 'heads', None)
+      if name in ('prompts', 'cache')
+      else ('prompts', *[None] * (x.ndim - 1))[: x.ndim]
+      for name, x in rows._asdict().items()
+    }
+  )
+
+
+def _dealt(rows: Rows) -> Rows:
+  """The rows where they lie on a mesh."""
+  return Rows(
+    *(
+      jax.tree.map(lambda leaf, names=names: constrain(leaf, *names), x)
+      for x, names in zip(rows, axes(rows), strict=True)
+    )
   )
 
 
@@ -116,7 +140,7 @@ def admit(model: Any, rows: Rows, new: Admission, numbers: Any, options: Options
   admitted = jnp.zeros(rows.drawn.shape, bool).at[new.slots].set(True, mode='drop')
   hidden = jnp.zeros((len(rows.drawn), k, x.shape[-1]), x.dtype)
   hidden = hidden.at[new.slots].set(x[:, -1:], mode='drop')
-  return _write(model, rows, hidden, admitted, numbers, options)
+  return _dealt(_write(model, rows, hidden, admitted, numbers, options))
 
 
 def _keys_at(keys, slots, own):
@@ -135,7 +159,7 @@ def decode(model: Any, rows: Rows, steps: Any, numbers: Any, options: Options) -
 
   def body(state):
     step, rows = state
-    return step + 1, _advance(model, rows, numbers, options)
+    return step + 1, _dealt(_advance(model, rows, numbers, options))
 
   return jax.lax.while_loop(going_on, body, (jnp.zeros((), jnp.int32), rows))[1]
 
@@ -156,7 +180,8 @@ def _advance(model, rows, numbers, options):
 
 def _write(model, rows, hidden, chosen, numbers, options):
   """Draws a token for the rows of the chosen slots that are not done."""
-  z = _logits(hidden, model.head())
+  # Drawing reads along the vocabulary: its logits are put together, of one token a row.
+  z = constrain(_logits(hidden, model.head()), 'prompts', None, None)
   uniform = _uniforms(rows.keys, rows.drawn, z.dtype)
   token, logp = draws.draw(
     z, uniform, numbers, greedy=options.greedy, truncates=options.truncates

@@ -17,6 +17,8 @@ from jaxtyping import Array, Bool, Float, Int, Key
 import numpy as np
 
 from prefjax.errors import InputError
+from prefjax.models import sharding
+from prefjax.models.sharding import on_host
 from prefjax.rollout import decoding
 from prefjax.rollout.decoding import Admission, Options
 from prefjax.rollout.draws import Controls
@@ -73,7 +75,10 @@ class DecoderSampler:
       strings are looked for. 0 is `max_tokens`.
     stop: whether a text (of token ids) holds a string that ends it, or None.
     cache_dtype: of keys and values; None is the model's.
-    mesh: slots are dealt over its data axis; None for one device.
+    mesh: slots are dealt over its data axes, heads lie over `tensor`; None for one
+      device. With several processes all make the same calls and get the same samples.
+    gather: put parameters together over `fsdp` once a call, and not for every token;
+      takes the memory of a model in its computing type over `tensor`.
   """
 
   graph: nnx.GraphDef
@@ -84,6 +89,7 @@ class DecoderSampler:
   stop: Callable[[Sequence[int]], bool] | None = None
   cache_dtype: str | None = None
   mesh: jax.sharding.Mesh | None = None
+  gather: bool = True
 
   def stream(
     self,
@@ -127,7 +133,7 @@ class DecoderSampler:
   def _start(self) -> Callable:
     @functools.partial(jax.jit, static_argnames=('s', 'k', 't', 'options'))
     def start(params, new, numbers, *, s, k, t, options):
-      model = nnx.merge(self.graph, params)
+      model = self._model(params)
       rows = decoding.empty(model.config, new, s, k, t, options)
       return decoding.admit(model, rows, new, numbers, options)
 
@@ -137,7 +143,7 @@ class DecoderSampler:
   def _admit(self) -> Callable:
     @functools.partial(jax.jit, static_argnames='options', donate_argnums=1)
     def admit(params, rows, new, numbers, *, options):
-      return decoding.admit(nnx.merge(self.graph, params), rows, new, numbers, options)
+      return decoding.admit(self._model(params), rows, new, numbers, options)
 
     return admit
 
@@ -145,10 +151,19 @@ class DecoderSampler:
   def _decode(self) -> Callable:
     @functools.partial(jax.jit, static_argnames='options', donate_argnums=1)
     def decode(params, rows, steps, numbers, *, options):
-      model = nnx.merge(self.graph, params)
-      return decoding.decode(model, rows, steps, numbers, options)
+      return decoding.decode(self._model(params), rows, steps, numbers, options)
 
     return decode
+
+  def _model(self, params):
+    model = nnx.merge(self.graph, params)
+    if not self.gather or self.mesh is None or self.mesh.shape['fsdp'] == 1:
+      return model
+    return nnx.merge(self.graph, sharding.gathered(params, model.config.dtype))
+
+  def options(self, controls: Controls) -> Options:
+    """What is compiled for these controls."""
+    return Options(controls.greedy, controls.truncates, self.pad_id, self.cache_dtype)
 
 
 class _Run:
@@ -158,12 +173,10 @@ class _Run:
     self.sampler, self.params, self.waiting = sampler, params, waiting
     self.k, self.t = k, t
     self.numbers = controls.numbers()
-    self.options = Options(
-      controls.greedy, controls.truncates, sampler.pad_id, sampler.cache_dtype
-    )
+    self.options = sampler.options(controls)
     count = len(waiting.slots)
     self.slots = sampler.slots or count
-    shards = 1 if sampler.mesh is None else sampler.mesh.shape['data']
+    shards = sharding.data_shards(sampler.mesh)
     self.slots += -self.slots % shards
     # A quarter at a time: prefill runs whole admissions, filled or not.
     self.at_once = max(self.slots // 4 // shards * shards, shards)
@@ -172,27 +185,22 @@ class _Run:
 
   def groups(self):
     sampler = self.sampler
-    rows = sampler._start(
-      self.params,
-      self._placed(self._admission(np.arange(self.slots), self.slots)),
-      self.numbers,
-      s=self.slots,
-      k=self.k,
-      t=self.t,
-      options=self.options,
-    )
+    first = self._placed(self._admission(np.arange(self.slots), self.slots))
+    rows = self._call(sampler._start, first, s=self.slots, k=self.k, t=self.t)
     block = jnp.asarray(sampler.block or self.t, jnp.int32)
     while (self.holds >= 0).any():
-      rows = sampler._decode(
-        self.params, rows, block, self.numbers, options=self.options
-      )
+      rows = self._call(sampler._decode, rows, block)
       if sampler.stop is not None:
         rows = self._stop(rows)
-      ended = np.flatnonzero(np.asarray(rows.done).all(axis=1) & (self.holds >= 0))
+      ended = np.flatnonzero(on_host(rows.done).all(axis=1) & (self.holds >= 0))
       if self._worth_a_look(ended):
         yield self.holds[ended], self._samples(rows, ended)
         self.holds[ended] = -1
         rows = self._refill(rows)
+
+  def _call(self, function, *args, **sizes):
+    with sharding.under(self.sampler.mesh):
+      return function(self.params, *args, self.numbers, options=self.options, **sizes)
 
   def _worth_a_look(self, ended):
     left = len(self.waiting.slots) - self.next
@@ -203,9 +211,7 @@ class _Run:
     free = np.flatnonzero(self.holds < 0)
     while len(free) and self.next < len(self.waiting.slots):
       new = self._admission(free[: self.at_once], self.at_once)
-      rows = self.sampler._admit(
-        self.params, rows, self._placed(new), self.numbers, options=self.options
-      )
+      rows = self._call(self.sampler._admit, rows, self._placed(new))
       free = free[self.at_once :]
     return rows
 
@@ -223,13 +229,13 @@ class _Run:
   def _placed(self, new):
     if self.sampler.mesh is None:
       return new
-    sharding = jax.sharding.NamedSharding(self.sampler.mesh, jax.P('data'))
-    return jax.device_put(new, sharding)
+    where = jax.sharding.NamedSharding(self.sampler.mesh, sharding.spec('prompts'))
+    return jax.tree.map(lambda x: sharding.put(x, where), new)
 
   def _samples(self, rows, slots):
     """What stands in these slots, out of the ring and padded beyond its end."""
     first, length, truncated, tokens, logps = (
-      np.asarray(x)[slots]
+      on_host(x)[slots]
       for x in (rows.first, rows.length, rows.truncated, rows.tokens, rows.logps)
     )
     columns = (first[:, None] + np.arange(self.t)) % self.t
@@ -246,7 +252,7 @@ class _Run:
     held = np.flatnonzero(self.holds >= 0)
     tokens = self._samples(rows, held)
     length, truncated, done = (
-      np.array(x) for x in (rows.length, rows.truncated, rows.done)
+      np.array(on_host(x)) for x in (rows.length, rows.truncated, rows.done)
     )
     for i, k in np.ndindex(tokens.length.shape):
       ids = tokens.tokens[i, k, : tokens.length[i, k]].tolist()
@@ -255,5 +261,7 @@ class _Run:
         end = bisect.bisect_left(sizes, True, key=lambda n: self.sampler.stop(ids[:n]))
         at = held[i], k
         length[at], truncated[at], done[at] = sizes[end], False, True
-    length, truncated, done = map(jnp.asarray, (length, truncated, done))
+    length, truncated, done = (
+      self._placed(jnp.asarray(x)) for x in (length, truncated, done)
+    )
     return rows._replace(length=length, truncated=truncated, done=done)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from prefjax.errors import TrainingError
+from prefjax.training.mesh import on_host
 from prefjax.training.step import Hyper, Step
 from prefjax.types import Outputs, PreferenceBatch
 
@@ -46,11 +47,10 @@ def step_zero(
   """
   if batch.reference_logps is None:
     return []
-  scored = step.score(params, batch)
-  first = np.asarray(scored.logps)
-  wider = widened(batch)
-  t = batch.responses.shape[-1]
-  second = np.asarray(step.score(params, wider).logps)[..., :t]
+  scored = jax.tree.map(on_host, step.score(params, batch))
+  host = jax.tree.map(on_host, batch)
+  first, t = scored.logps, host.responses.shape[-1]
+  second = on_host(step.score(params, widened(host)).logps)[..., :t]
   spread = np.abs(first.sum(axis=-1) - second.sum(axis=-1)).max()
   size = np.abs(first.sum(axis=-1)).max()
   tolerance = float(10 * spread + _ROUNDING * (1 + size))
@@ -60,10 +60,10 @@ def step_zero(
     for name in ('chosen_drift', 'rejected_drift', 'margin', 'kl_to_reference')
     if name in values
   ]
-  exact = _loss(step, scored, batch.reference_logps, batch)
+  exact = _loss(step, scored, host.reference_logps, host)
   moved = [
-    _loss(step, scored, batch.reference_logps + shift, batch)
-    for shift in _shifts(batch, tolerance)
+    _loss(step, scored, host.reference_logps + shift, host)
+    for shift in _shifts(host, tolerance)
   ]
   change = max(abs(loss - exact) for loss in moved)
   slack = change + _ROUNDING * (1 + abs(exact))

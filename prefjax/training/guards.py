@@ -1,6 +1,6 @@
 """What ends a run before its time: SIGTERM, and numbers that are not finite."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 import contextlib
 import dataclasses
 import math
@@ -9,22 +9,30 @@ import signal
 import threading
 from typing import Any
 
+import jax
 import numpy as np
 
 from prefjax.errors import TrainingError
+from prefjax.training import processes
 
 
 @contextlib.contextmanager
-def stop_signal() -> Iterator[threading.Event]:
-  """An event that SIGTERM sets, where this thread may install a handler."""
+def stop_signal() -> Iterator[Callable[[], bool]]:
+  """Whether to stop: SIGTERM came to this process, or to any of several.
+
+  To be asked once a step, by all processes: all are told at the same one.
+  """
+  if not processes.alone():
+    yield processes.stop_agreed
+    return
   event = threading.Event()
   try:
     before = signal.signal(signal.SIGTERM, lambda *_: event.set())
   except ValueError:  # Only the main thread may; elsewhere nothing is caught.
-    yield event
+    yield event.is_set
     return
   try:
-    yield event
+    yield event.is_set
   finally:
     signal.signal(signal.SIGTERM, before)
 
@@ -40,7 +48,8 @@ def refuse_not_finite(
   """Raises TrainingError where loss or gradient is not finite, and saves the batch."""
   wrong = [name for name in ('loss', 'grad_norm') if not math.isfinite(values[name])]
   if wrong:
-    path = folder / f'not_finite_{step}.npz'
+    mine = '' if processes.first() else f'-{jax.process_index()}'
+    path = folder / f'not_finite_{step}{mine}.npz'
     _save(path, batch)
     raise TrainingError(
       f'{description}: {" and ".join(wrong)} of step {step} is not finite '

@@ -10,14 +10,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from prefjax.data.pipeline import Batches
 from prefjax.errors import InputError, Preempted
 from prefjax.training import guards
 from prefjax.training import metrics as metrics_lib
 from prefjax.training.checkpoints import Checkpoints
-from prefjax.training.mesh import place_batch
+from prefjax.training.mesh import place, place_batch, placement
 from prefjax.training.metrics import MetricWriter, PhaseClock
 from prefjax.training.monitor import Compilations
 from prefjax.training.progress import Progress
@@ -120,8 +119,8 @@ class Loop:
       if self.moving is not None:
         state['reference'] = jax.tree.map(jnp.copy, params)
       if self.step.mesh is not None:
-        sharding = jax.sharding.NamedSharding(self.step.mesh, jax.P())
-        state = jax.device_put(state, sharding)
+        state = place(state, self.step.mesh)
+        self.say(placement(state['policy']['params'], self.step.mesh))
       found = saver.restore(state)
       start = 0 if found is None else found.step
       for note in () if found is None else found.notes:
@@ -158,7 +157,7 @@ class Loop:
         state = self._moved({**state, 'policy': policy}, n + 1)
         # The numbers of the step before are read while this one runs.
         log.take(n + 1, metrics, host)
-      self._settle(saver, writer, log, state, n + 1, stop.is_set())
+      self._settle(saver, writer, log, state, n + 1, stop())
     self._profile(None)
     return state
 
@@ -280,5 +279,5 @@ class _Log:
 
 def tokens(batch) -> int:
   """Real tokens that a micro-batch runs over; a shared prompt counts once."""
-  prompts = batch.prompt_length[np.asarray(batch.weight).any(axis=1)]
-  return int(prompts.sum() + batch.response_length.sum())
+  real = batch.response_length.any(axis=1)  # filling has no response
+  return int(batch.prompt_length[real].sum() + batch.response_length.sum())

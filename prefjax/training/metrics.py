@@ -16,7 +16,7 @@ from typing import Any
 import tensorboardX
 
 from prefjax.errors import InputError
-from prefjax.training import workdir
+from prefjax.training import processes, workdir
 
 METRICS = 'metrics.jsonl'
 SAMPLES = 'samples.jsonl'
@@ -40,7 +40,7 @@ class MetricWriter:
 
   All that belongs to a step is written before the checkpoint of that step: a
   resume keeps what was written up to the checkpoint's step, and never writes
-  that step again.
+  that step again. Of several processes the first alone writes.
   """
 
   def __init__(
@@ -59,6 +59,9 @@ class MetricWriter:
         the files themselves).
       wandb_project: a Weights & Biases project to log to as well.
     """
+    self._writes = processes.first()
+    if not self._writes:
+      return
     self._wandb = _start_wandb(wandb_project, folder) if wandb_project else None
     self._file = (folder / METRICS).open('a')
     self._tensorboard = tensorboardX.SummaryWriter(
@@ -71,6 +74,8 @@ class MetricWriter:
     """Writes one line; names of wall-clock numbers begin with `time/`."""
     if 'step' in metrics:
       raise ValueError('`step` is not a metric: it is the first argument.')
+    if not self._writes:
+      return
     numbers = {name: _number(value) for name, value in sorted(metrics.items())}
     line = json.dumps(workdir.jsonable({'step': step, **numbers}))
     self._file.write(line + '\n')
@@ -82,6 +87,8 @@ class MetricWriter:
 
   def close(self) -> None:
     """Closes every file; what was written is on disk already or now."""
+    if not self._writes:
+      return
     self._file.close()
     self._tensorboard.close()
     if self._wandb is not None:
@@ -123,6 +130,8 @@ def truncate(folder: Path, step: int) -> None:
 
   A last line that a kill tore in the middle goes too. `step` -1 leaves nothing.
   """
+  if not processes.first():
+    return
   for path in (folder / METRICS, folder / SAMPLES):
     if path.exists():
       with workdir.replacing(path) as file:

@@ -55,7 +55,8 @@ def training_flops(
   tokens alone) and 4 n h a layer for every query-key pair that attention sees.
   Counted analytically: a compiler's own count takes a scanned layer once.
   """
-  prompt = np.where(batch.weight.any(axis=1), batch.prompt_length, 0)
+  real = batch.response_length.any(axis=1)  # filling has no response
+  prompt = np.where(real, batch.prompt_length, 0)
   prompt = prompt.astype(np.float64)
   response = np.asarray(batch.response_length, np.float64)
   tokens = prompt.sum() + response.sum()

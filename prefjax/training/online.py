@@ -27,7 +27,7 @@ from prefjax.training import metrics as metrics_lib
 from prefjax.training.checkpoints import Checkpoints
 from prefjax.training.correction import Correction
 from prefjax.training.loop import tokens
-from prefjax.training.mesh import place_batch
+from prefjax.training.mesh import on_host, place, place_batch, placement
 from prefjax.training.metrics import MetricWriter, PhaseClock
 from prefjax.training.minibatches import Cutter, gathered
 from prefjax.training.monitor import Compilations
@@ -135,6 +135,8 @@ class OnlineLoop:
   def _start(self, saver, params):
     with self.clock('checkpoint'):
       state = self._placed({'policy': initial_state(params, self.step.optimizer)})
+      if self.step.mesh is not None:
+        self.say(placement(state['policy']['params'], self.step.mesh))
       if self.critic is not None:
         critic = initial_state(self.critic_params, self.critic.optimizer)
         state |= self._placed({'critic': critic})
@@ -157,7 +159,7 @@ class OnlineLoop:
   def _placed(self, tree):
     if self.step.mesh is None:
       return tree
-    return jax.device_put(tree, jax.sharding.NamedSharding(self.step.mesh, jax.P()))
+    return place(tree, self.step.mesh)
 
   def _train(self, stack, saver, state, start):
     writer = stack.enter_context(
@@ -186,7 +188,7 @@ class OnlineLoop:
       phases = self.clock.seconds().items()
       progress.update(n + 1, values)
       writer.write(n + 1, values | {f'time/{name}_seconds': s for name, s in phases})
-      self._settle(saver, writer, state, n + 1, stop.is_set())
+      self._settle(saver, writer, state, n + 1, stop())
     return state
 
   def _settle(self, saver, writer, state, step, stopped):
@@ -258,13 +260,13 @@ class OnlineLoop:
   def _logps(self, params, parts, batch):
     def read(part):
       found = self.step.score(params, self._place(part), self.temperature)
-      return {'logps': found.logps}
+      return {'logps': on_host(found.logps)}
 
     return gathered(parts, read, batch)['logps']
 
   def _values(self, step, state, parts, batch):
     def read(part):
-      return {'values': step.score(state['params'], self._place(part)).values}
+      return {'values': on_host(step.score(state['params'], self._place(part)).values)}
 
     return gathered(parts, read, batch)['values']
 

@@ -7,6 +7,8 @@ import time
 
 from rich import console, progress
 
+from prefjax.training import processes
+
 _LINES = 20  # of a run without a terminal
 _SHOWN = {'loss': '.4f', 'accuracy': '.2f', 'reward': '.4g'}
 _SPEED = 'time/tokens_per_s'
@@ -24,7 +26,8 @@ class Progress:
     """Prepares to show `total` steps, on stderr unless a `stream` is given."""
     self._total = total
     self._description = description
-    self._console = console.Console(file=stream or sys.stderr)
+    quiet = None if processes.first() else io.StringIO()
+    self._console = console.Console(file=stream or quiet or sys.stderr)
     self._bar = _bar(self._console) if self._console.is_terminal else None
     self._task = None
     self._began: tuple[int, float] | None = None

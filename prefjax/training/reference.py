@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from prefjax.data.pipeline import Batches, Stored, offsets
-from prefjax.training.mesh import place_batch
+from prefjax.training.mesh import on_host, place_batch
 from prefjax.training.step import Step
 from prefjax.training.workdir import built
 
@@ -19,7 +19,7 @@ def params_fingerprint(params: Any) -> str:
   """A hash of every parameter's path, type, shape and bytes."""
   digest = hashlib.sha256()
   for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-    x = np.asarray(leaf)
+    x = on_host(leaf)
     digest.update(f'{jax.tree_util.keystr(path)} {x.dtype} {x.shape}'.encode())
     digest.update(np.ascontiguousarray(x).tobytes())
   return digest.hexdigest()[:16]
@@ -49,7 +49,7 @@ def compute_logps(step: Step, params: Any, batches: Batches) -> np.ndarray:
   flat = np.zeros(int(lengths.sum()), np.float32)
   for rows, batch in batches.once():
     placed = batch if step.mesh is None else place_batch(batch, step.mesh)
-    logps = np.asarray(step.score(params, placed).logps)
+    logps = on_host(step.score(params, placed).logps)
     for i, row in enumerate(rows):
       for k in range(lengths.shape[1] if row >= 0 else 0):
         n = lengths[row, k]

@@ -12,7 +12,7 @@ import optax
 from prefjax import logprobs
 from prefjax.models import heads, lora
 from prefjax.objectives import Objective
-from prefjax.training.mesh import replicated
+from prefjax.training.mesh import Jitted, batch_shardings
 from prefjax.training.optimizers import Optimizer
 from prefjax.types import Head, Mean, Outputs, PreferenceBatch
 
@@ -52,7 +52,7 @@ class Step:
 
   Attributes:
     want: quantities formed for metrics beside what the objective needs.
-    mesh: where batches are sharded over `data`; None for one device.
+    mesh: where batches and parameters are cut; None for one device.
     frozen: parameters that are not trained, the base of adapters: every `params` and
       every state is then of the adapters alone. None where all are trained.
     chunk: tokens a chunk of the log-prob op.
@@ -259,15 +259,10 @@ class Step:
     def score(frozen, params, batch, temperature):
       return self.outputs(lora.joined(frozen, params), batch, temperature)
 
-    return jax.jit(score)
+    return Jitted(score, self.mesh, where=batch_shardings)
 
   def _jit(self, function, donate=()):
-    # Fixed output shardings: a step's output is the next one's input, and another
-    # sharding there would compile the step again.
-    if self.mesh is None:
-      return jax.jit(function, donate_argnums=donate)
-    whole = replicated(self.mesh)
-    return jax.jit(function, donate_argnums=donate, out_shardings=whole)
+    return Jitted(function, self.mesh, donate_argnums=donate)
 
   def _gradient(self, frozen, params, batch, weight, hyper):
     """Gradients in the accumulation dtype, and the means of this micro-batch."""

@@ -23,6 +23,7 @@ import numpy as np
 
 import prefjax
 from prefjax.errors import InputError
+from prefjax.training import processes
 
 _CONFIG = 'config.json'
 _DONE = 'DONE'
@@ -30,7 +31,7 @@ _PARTS = ('config', 'environment', 'fingerprints')
 # Other bits of the same arithmetic: XLA divides its reductions by the number of
 # cores, and every version of these compiles to its own order of operations.
 _PACKAGES = ('jax', 'jaxlib', 'flax', 'optax')
-_DECIDES_BITS = (*_PACKAGES, 'usable_cores', 'devices', 'git')
+_DECIDES_BITS = (*_PACKAGES, 'usable_cores', 'devices', 'git', 'mesh')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,16 +51,16 @@ class Run:
   @property
   def finished(self) -> bool:
     """Whether the run reached its end, in this process or in an earlier one."""
-    return (self.folder / _DONE).exists()
+    return processes.shared(lambda: (self.folder / _DONE).exists())
 
   @property
   def summary(self) -> dict[str, Any]:
     """The final metrics of a finished run."""
-    return json.loads((self.folder / _DONE).read_text())
+    return processes.shared(lambda: json.loads((self.folder / _DONE).read_text()))
 
   def finish(self, summary: Mapping[str, Any]) -> None:
     """Marks the run as finished and keeps its final metrics."""
-    write_json(self.folder / _DONE, summary)
+    processes.shared(lambda: write_json(self.folder / _DONE, summary))
 
 
 def open_run(
@@ -70,7 +71,7 @@ def open_run(
   fingerprints: Mapping[str, str] | None = None,
   resume_ok: bool = True,
 ) -> Run:
-  """Creates the folder, or opens it again for the same run; by one process.
+  """Creates the folder, or opens it again for the same run.
 
   Args:
     workdir: the folder; new, empty, or of an earlier start of the same run.
@@ -84,19 +85,27 @@ def open_run(
       something else; the message lists the differences.
   """
   values = (config, environment(devices), fingerprints or {})
+  found = processes.shared(lambda: _opened(workdir, values, resume_ok))
+  return Run(workdir, resumed=found['resumed'], warnings=tuple(found['warnings']))
+
+
+def _opened(workdir, values, resume_ok):
   asked = jsonable(dict(zip(_PARTS, values, strict=True)))
   path = workdir / _CONFIG
   if not path.exists():
     _refuse_foreign(workdir)
     workdir.mkdir(parents=True, exist_ok=True)
     write_json(path, asked)
-    return Run(workdir, resumed=False)
+    return {'resumed': False, 'warnings': []}
   if not resume_ok:
     raise InputError(f'{workdir} already holds a run; choose another --workdir.')
   stored = _read_config(path)
   _refuse_other_run(workdir, asked, stored)
-  warnings = _environment_warnings(asked['environment'], stored['environment'])
-  return Run(workdir, resumed=True, warnings=warnings)
+  here, there = (
+    {**x['environment'], 'mesh': x['config'].get('mesh')} for x in (asked, stored)
+  )
+  warnings = _environment_warnings(here, there)
+  return {'resumed': True, 'warnings': warnings}
 
 
 def _refuse_foreign(workdir):
@@ -124,7 +133,7 @@ def _read_config(path):
 
 
 def _refuse_other_run(workdir, asked, stored):
-  lines = differences(asked['config'], stored['config'])
+  lines = differences(*(_decisive(x['config']) for x in (asked, stored)))
   here, there = ({'fingerprints': x['fingerprints']} for x in (asked, stored))
   lines += differences(here, there)
   if lines:
@@ -133,6 +142,11 @@ def _refuse_other_run(workdir, asked, stored):
       f'{workdir} holds a run that differs from this one; choose another'
       f' --workdir. The differences (this run -> the run there):\n{listed}'
     )
+
+
+def _decisive(config):
+  """A config without its mesh: a run goes on where other devices are."""
+  return {key: value for key, value in config.items() if key != 'mesh'}
 
 
 def _environment_warnings(here, there):
@@ -245,6 +259,8 @@ def _temporary(path):
 
 def append_samples(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
   """Appends one JSON line a row; its `step` is what `truncate` cuts by."""
+  if not processes.first():
+    return
   lines = [json.dumps(jsonable(row)) + '\n' for row in rows]
   with path.open('a') as file:
     file.writelines(lines)
@@ -254,9 +270,10 @@ def built(directory: Path, build: Callable[[Path], None]) -> Path:
   """Returns `directory`; where missing, `build` fills it, whole or not at all.
 
   `build` gets an empty folder beside `directory`, renamed when it returns. Of
-  processes that build the same directory at once, the first to end wins.
+  runs that build the same directory at once, the first to end wins; of the processes
+  of one run all build, since what is built may need them all, and one renames.
   """
-  if directory.exists():
+  if processes.shared(directory.exists):
     return directory
   # The host is in the name because machines may share a cache, and a process id
   # says nothing about who is alive on another one.
@@ -266,13 +283,18 @@ def built(directory: Path, build: Callable[[Path], None]) -> Path:
   temporary.mkdir(parents=True)
   try:
     build(temporary)
-    temporary.rename(directory)
-  except OSError:
-    if not directory.exists():  # else another process was first
-      raise
+    processes.shared(lambda: _publish(temporary, directory))
   finally:
     shutil.rmtree(temporary, ignore_errors=True)
   return directory
+
+
+def _publish(temporary, directory):
+  try:
+    temporary.rename(directory)
+  except OSError:
+    if not directory.exists():  # else another run was first
+      raise
 
 
 def _remove_stale(parent, prefix):

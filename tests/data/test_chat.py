@@ -200,7 +200,7 @@ def test_what_is_wrong_is_named(tmp_path):
   with pytest.raises(InputError, match=r"needs the eos_token .* says '<end>'"):
     tokenizers.load(path)
   write(tmp_path, byte_level())
-  with pytest.raises(InputError, match=r'tokenizer\.chat: .* has no chat template'):
+  with pytest.raises(InputError, match=r'records\.chat: .* has no chat template'):
     tokenizers.load(path, chat=True)
   path.write_text('{"version": "1.0"}')
   with pytest.raises(InputError, match=r'is not a tokenizer\.json'):

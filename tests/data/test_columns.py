@@ -113,7 +113,7 @@ def test_every_map_is_tested():
 @pytest.mark.parametrize('name', columns.COLUMNS)
 def test_a_row_of_another_data_set_is_named(name):
   with pytest.raises(
-    InputError, match=rf"here: .*data\.columns='{name}'.*\['a', 'b'\]"
+    InputError, match=rf"here: .*records\.columns='{name}'.*\['a', 'b'\]"
   ):
     columns.mapped(name, {'a': 1, 'b': 2}, 'here')
 

@@ -336,6 +336,19 @@ def test_summeval_real_file(real_file):
   assert {row.pairs for row in rows} == {(Pair(0, 1, 1.0),)}
 
 
+def test_gsm8k_solutions_real_file(real_file):
+  rows = list(sources.read(f'jsonl:{real_file("gsm8k/example_model_solutions.jsonl")}'))
+  assert len(rows) == 1319
+  assert sum(len(row.pairs) for row in rows) == 2429
+  assert sum(bool(row.pairs) for row in rows) == 731
+
+
+def test_llmbar_real_file(real_file):
+  rows = list(sources.read(f'json:{real_file("llmbar/Natural.json")}'))
+  assert len(rows) == 100
+  assert {row.pairs for row in rows} == {(Pair(0, 1),), (Pair(1, 0),)}
+
+
 def test_parquet_of_chat_messages_is_refused_by_name(real_file):
   path = real_file('digit_completion/train.parquet')
   with pytest.raises(InputError, match=r'row 1: .* this one has `prompt`'):

@@ -8,13 +8,14 @@ from typing import NamedTuple
 from absl import flags
 import pytest
 
-from experiments import check, dpo, grpo, launch, rm, sft, tabular
+from experiments import check, dpo, grpo, launch, rm, sft, sppo, tabular
 
 MAINS = {
   'dpo': dpo.main,
   'grpo': grpo.main,
   'rm': rm.main,
   'sft': sft.main,
+  'sppo': sppo.main,
   'check': check.main,
   'tabular': tabular.main,
 }
@@ -34,6 +35,8 @@ def command(monkeypatch, capfd):
 
   def run(name, *arguments):
     monkeypatch.setattr(sys, 'argv', [f'experiments.{name}', *arguments])
+    # The test's process has used devices already: it can join no others.
+    monkeypatch.setattr(launch.processes, 'start', lambda *_, **__: None)
     flags.FLAGS.unparse_flags()
     for flag in list(flags.FLAGS):
       if flag.startswith('config.'):  # the last command's overrides

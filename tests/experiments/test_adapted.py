@@ -90,7 +90,7 @@ def test_a_run_from_a_published_checkpoint_and_its_export(command, cache, tmp_pa
   same = jax.tree.map(lambda a, b: np.array_equal(a, b), params, wanted)
   assert jax.tree.all(same)
   flags = (
-    f'--config.reference.checkpoint={tmp_path}/model',
+    f'--config.policy.checkpoint={tmp_path}/model',
     f'--config.tokenizer.path={tokenizer}',
   )
   second = run(command, tmp_path / 'second', cache, 'dpo', config, *flags)

@@ -34,8 +34,8 @@ def refused(result, *said):
     ('--config.data.batch_size=12', ('data.batch_size=12', '8')),
     ('--config.mesh.data=3', ('mesh', '3', '8')),
     ('--config.reference.workdir=gone', ('reference.workdir=gone',)),
-    ('--config.reference.checkpoint=x', ('reference.checkpoint=x', 'tokenizer.path')),
-    ('--config.tokenizer.chat=True', ('tokenizer.chat', 'tokenizer.path')),
+    ('--config.policy.checkpoint=x', ('policy.checkpoint=x', 'tokenizer.path')),
+    ('--config.records.chat=True', ('records.chat', 'tokenizer.path')),
     ('--config.lora.rank=-1', ('lora.rank', '-1')),
   ],
 )

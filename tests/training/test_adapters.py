@@ -20,17 +20,21 @@ ADAMW = Optimizer(name='adamw', learning_rate=1e-2, steps=10)
 RAISED = tuple(sorted(dict(dtype='float64', param_dtype='float64').items()))
 
 
+CUT = tuple(sorted(dict(vocab_size=32, num_kv_heads=2).items()))
+MESHES = {'data': dict(data=8), 'fsdp and tensor': dict(fsdp=4, tensor=2)}
+
+
 @functools.cache
-def step(objective, changes=(), shards=1):
+def step(objective, changes=(), mesh=None):
   config = tiny.config(**dict(changes))
-  mesh = None if shards == 1 else mesh_lib.create({'data': shards})
+  found = None if mesh is None else mesh_lib.create(MESHES[mesh])
   base = tiny.params(**dict(changes))
   return Step(
     lora.forward(config, SPEC),
     tiny.objective(objective),
     ADAMW,
-    mesh=mesh,
-    frozen=base if mesh is None else jax.device_put(base, mesh_lib.replicated(mesh)),
+    mesh=found,
+    frozen=base if found is None else mesh_lib.place(base, found),
   )
 
 
@@ -99,12 +103,14 @@ def test_the_reference_is_the_base_and_first_all_log_ratios_are_zero():
   np.testing.assert_allclose(values['loss'], np.log(2), atol=1e-6)
 
 
-def test_eight_data_shards_say_what_one_device_says():
-  batch = tiny.batch()
-  state, metrics = tiny.updated(step('dpo'), adapters(), [batch])
-  sharded = step('dpo', shards=8)
-  placed = jax.device_put(adapters(), mesh_lib.replicated(sharded.mesh))
+@pytest.mark.parametrize('mesh', MESHES)
+def test_meshes_say_what_one_device_says(mesh):
+  batch = tiny.batch(vocab=32)
+  state, metrics = tiny.updated(step('dpo', CUT), adapters(CUT), [batch])
+  sharded = step('dpo', CUT, mesh)
+  state_there = mesh_lib.place(initial_state(adapters(CUT), ADAMW), sharded.mesh)
   batch = mesh_lib.place_batch(batch, sharded.mesh)
-  other, same = tiny.updated(sharded, placed, [batch])
+  numbers = hyper(sharded.objective, ADAMW)
+  other, same = jax.device_get(sharded.update(state_there, [batch], numbers))
   tiny.assert_same(tiny.gradient(state), tiny.gradient(other), 1e-5)
   np.testing.assert_allclose(same['loss'], metrics['loss'], rtol=1e-5)

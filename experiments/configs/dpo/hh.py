@@ -49,10 +49,9 @@ def get_config(variant='dpo'):
     layout='shared',
     dtype='bfloat16',
   )
-  config.tokenizer = blocks.tokenizer('pythia.model')
+  config.tokenizer = dict(path='pythia.model')
   config.data = dict(
     source='jsonl:hh_rlhf/train.jsonl.gz',
-    columns='',  # what the source's columns mean (docs/data.md); '': as named
     held_out=256,  # records, the same for every seed
     max_prompt=256,  # tokens, cut on the left
     max_response=256,  # tokens
@@ -63,7 +62,6 @@ def get_config(variant='dpo'):
   )
   config.reference = dict(
     workdir='',  # of a finished run; '': trained on the preferred responses
-    checkpoint='',  # a Hugging Face folder, in place of it
     move_every=0,  # updates after which it follows the policy (TR-DPO); 0: never
     move_mix=1.0,  # share of the policy that it takes on
     data=dict(batch_size=64),

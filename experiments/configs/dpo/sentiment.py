@@ -46,10 +46,9 @@ def get_config(variant='dpo'):
     layout='shared',
     dtype='float32',
   )
-  config.tokenizer = blocks.tokenizer('')
+  config.tokenizer = dict(path='')  # '': SentencePiece trained on the task's text
   config.data = dict(
     source='task:sentiment',
-    columns='',  # what the source's columns mean (docs/data.md); '': as named
     documents=8000,  # reviews that the reference learns from
     prompts=1536,  # that preferences are drawn for
     held_out=128,  # prompts with pairs, and reviews, that are not trained on
@@ -64,7 +63,6 @@ def get_config(variant='dpo'):
   )
   config.reference = dict(
     workdir='',  # of a finished run; '': trained by maximum likelihood
-    checkpoint='',  # a Hugging Face folder, in place of it
     move_every=0,  # updates after which it follows the policy (TR-DPO); 0: never
     move_mix=1.0,  # share of the policy that it takes on
     data=dict(batch_size=64),

@@ -37,10 +37,9 @@ def get_config(variant='grpo'):
     layout='shared',
     dtype='float32',
   )
-  config.tokenizer = blocks.tokenizer('')
+  config.tokenizer = dict(path='')  # '': SentencePiece trained on the task's text
   config.data = dict(
     source='task:arithmetic',
-    columns='',  # what the source's columns mean (docs/data.md); '': as named
     held_out_source='',  # '': held_out of the source, or of the task's other split
     prompt='',  # templates of a source's fields, for what is no task
     solution='',
@@ -57,7 +56,6 @@ def get_config(variant='grpo'):
   )
   config.reference = dict(
     workdir='',  # of a finished run; '': trained by maximum likelihood
-    checkpoint='',  # a Hugging Face folder, in place of it
     data=dict(batch_size=32),
     objective=blocks.objective('sft'),
     optimizer=blocks.optimizer(

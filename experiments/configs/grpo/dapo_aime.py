@@ -35,7 +35,7 @@ def get_config(variant='dapo'):
     dtype='bfloat16',
   )
   config.tokenizer.path = 'qwen.model'
-  config.reference.checkpoint = 'qwen2.5-32b'
+  config.policy.checkpoint = 'qwen2.5-32b'
   config.data.update(
     source='jsonl:dapo/train.jsonl',
     held_out_source='jsonl:dapo/aime_2024.jsonl',

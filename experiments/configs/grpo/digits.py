@@ -34,7 +34,7 @@ def get_config(variant='grpo'):
     tied_embeddings=False,
   )
   config.tokenizer.path = 'digit_completion/tokenizer_config.json'
-  config.reference.checkpoint = 'digit_completion'
+  config.policy.checkpoint = 'digit_completion'
   config.data.update(
     source='parquet:digit_completion/train.parquet',
     held_out_source='parquet:digit_completion/test.parquet',

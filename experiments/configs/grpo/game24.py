@@ -26,7 +26,7 @@ def get_config(variant='grpo'):
     max_prompt=64,
     max_response=512,
   )
-  config.reference.checkpoint = 'deepseek-math-7b-instruct'
+  config.policy.checkpoint = 'deepseek-math-7b-instruct'
   config.rewards = blocks.rewards('game24', workers=4)
   config.evaluation.update(prompts=100, answer_after='')
   if flags & {'tiny', blocks.SMOKE}:
@@ -37,7 +37,7 @@ def get_config(variant='grpo'):
 def tiny(config):
   """A policy that only repeats numbers, on the real puzzles."""
   gsm8k.tiny(config)
-  config.reference.checkpoint = ''
+  config.policy.checkpoint = ''
   config.data.update(solution='{Puzzles}', max_prompt=64, max_response=32)
   config.data.bucket_multiple = 16
   config.model.vocab_size = 64
