@@ -29,26 +29,27 @@ RULES: dict[str, Any] = {
   'positions': None,
 }
 
+# Of a projection's kernel; its adapters' factors lie as it does, the rank whole.
+_PROJECTIONS = {
+  'query': ('width', 'heads'),
+  'key': ('width', 'heads'),
+  'value': ('width', 'heads'),
+  'out': ('heads', 'width'),
+  'gate': ('width', 'hidden'),
+  'up': ('width', 'hidden'),
+  'down': ('hidden', 'width'),
+}
+
 # A parameter's logical axes by the end of its path; under `layers` one more goes first.
 # What is not named here (norms, biases, scalar heads) is small and whole everywhere.
 PARAMETERS: dict[str, tuple[str, ...]] = {
   'embedding': ('vocabulary', 'width'),
   'unembedding': ('vocabulary', 'width'),
   'positions': ('positions', 'width'),
-  'query/kernel': ('width', 'heads'),
-  'key/kernel': ('width', 'heads'),
-  'value/kernel': ('width', 'heads'),
-  'out/kernel': ('heads', 'width'),
-  'gate/kernel': ('width', 'hidden'),
-  'up/kernel': ('width', 'hidden'),
-  'down/kernel': ('hidden', 'width'),
+  **{f'{part}/kernel': axes for part, axes in _PROJECTIONS.items()},
+  **{f'{part}/lora_a': (axes[0], 'rank') for part, axes in _PROJECTIONS.items()},
+  **{f'{part}/lora_b': ('rank', axes[1]) for part, axes in _PROJECTIONS.items()},
 }
-# An adapter's two factors lie as their kernel does, the rank between them whole.
-for _path, _axes in list(PARAMETERS.items()):
-  if _path.endswith('/kernel'):
-    _projection = _path.removesuffix('/kernel')
-    PARAMETERS[f'{_projection}/lora_a'] = (_axes[0], 'rank')
-    PARAMETERS[f'{_projection}/lora_b'] = ('rank', _axes[1])
 
 
 def spec(*axes: str | None) -> jax.P:
