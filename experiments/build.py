@@ -93,7 +93,8 @@ def source_fingerprint(config: Config) -> str:
   source = config['data']['source']
   if embedded_task(source) is not None:
     return fingerprint([source, prefjax.__version__])
-  return sources.fingerprint(source)
+  found, columns = sources.fingerprint(source), config['records']['columns']
+  return fingerprint([found, columns]) if columns else found
 
 
 def read(config: Config) -> Split:

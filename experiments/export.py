@@ -1,16 +1,17 @@
 """Writes what a finished run has learned as a Hugging Face folder.
 
-python -m experiments.export --workdir=runs/dpo/sentiment --to=exported
+python -m experiments.export --run=runs/dpo/sentiment --to=exported
 """
 
 import json
 from pathlib import Path
 import shutil
+import sys
 from typing import Any
 
 from absl import app, flags
 
-from experiments import build, launch, sft
+from experiments import build, sft
 from prefjax.data import sources
 from prefjax.errors import InputError
 from prefjax.models import config as model_configs
@@ -35,7 +36,7 @@ def export(workdir: Path, folder: Path) -> None:
     InputError: where there is no finished run, or no known architecture is its model's.
   """
   if not (workdir / 'DONE').exists():
-    raise InputError(f'--workdir={workdir} holds no finished run.')
+    raise InputError(f'{workdir} holds no finished run.')
   config = json.loads((workdir / 'config.json').read_text())['config']
   shape = model_configs.create(**config['model'])
   params = sft.final_params(workdir, _like(config, shape))
@@ -60,18 +61,22 @@ def _copy_tokenizer(path: Path, folder: Path) -> None:
       shutil.copyfile(path.parent / companion, folder / companion)
 
 
+_FROM = flags.DEFINE_string('run', None, 'Folder of a finished run.')
 _TO = flags.DEFINE_string('to', None, 'Folder that the model is written to.')
 
 
 def main(argv: list[str]) -> None:
-  """Exports the run in --workdir."""
+  """Exports the run in --run to --to; what is wrong ends in one paragraph, code 2."""
   del argv
-  workdir = flags.FLAGS['workdir'].value
-  if not workdir or not _TO.value:
-    raise InputError('Give a finished run as --workdir and a folder as --to.')
-  export(Path(workdir), Path(_TO.value))
+  try:
+    if not _FROM.value or not _TO.value:
+      raise InputError('Give a finished run as --run and a folder as --to.')
+    export(Path(_FROM.value), Path(_TO.value))
+  except InputError as error:
+    print(f'prefjax: {error}', file=sys.stderr)
+    sys.exit(2)
   print(f'exported to {_TO.value}')
 
 
 if __name__ == '__main__':
-  app.run(launch.guarded(main))
+  app.run(main)

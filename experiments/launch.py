@@ -82,7 +82,7 @@ def run(
     with _only_the_first_speaks():
       experiment(config.to_dict(), Path(workdir), cache)
 
-  app.run(guarded(main), flags_parser=guarded(_parse))
+  app.run(_guarded(main), flags_parser=_guarded(_parse))
 
 
 @contextlib.contextmanager
@@ -94,10 +94,8 @@ def _only_the_first_speaks() -> Iterator[None]:
     yield
 
 
-def guarded(function: Callable[..., Any]) -> Callable[..., Any]:
-  """The function, leaving by message and exit code where the user or a run is wrong."""
-
-  def inner(*args):
+def _guarded(function):
+  def guarded(*args):
     try:
       return function(*args)
     except InputError as error:
@@ -107,7 +105,7 @@ def guarded(function: Callable[..., Any]) -> Callable[..., Any]:
     except Preempted as error:
       _leave(error, _SIGTERM)
 
-  return inner
+  return guarded
 
 
 def _leave(error: Exception, code: int) -> None:
