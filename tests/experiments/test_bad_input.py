@@ -4,6 +4,8 @@ import json
 
 import pytest
 
+from prefjax.data import tokenizers
+
 SENTIMENT = '--config=experiments/configs/dpo/sentiment.py:smoke'
 SFT = '--config=experiments/configs/sft/sentiment.py:smoke'
 HH = '--config=experiments/configs/dpo/hh.py:smoke'
@@ -82,6 +84,21 @@ def test_wrong_adapters_are_named(command, tmp_path, flag, said):
   on = ('--config.lora.rank=4', '--config.reference.move_every=1')
   refused(command('dpo', SENTIMENT, *folders, *on, flag), *said)
   refused(command('sft', SFT, *folders, '--config.lora.rank=4'), 'experiments.sft')
+
+
+def test_a_tokenizer_of_another_model_is_refused(command, tmp_path):
+  path = tmp_path / 'other.model'
+  size = tokenizers.train_sentencepiece(
+    ['abc', 'cab'], vocab_size=12, path=path
+  ).vocab_size
+  folders = (f'--workdir={tmp_path}/run', f'--cache={tmp_path}')
+  flags = (f'--config.tokenizer.path={path}', f'--config.model.vocab_size={size - 1}')
+  said = (
+    f'model.vocab_size={size - 1}',
+    f'has {size} pieces',
+    'not that of this model',
+  )
+  refused(command('dpo', SENTIMENT, *folders, *flags), *said)
 
 
 def test_each_experiment_refuses_what_learns_otherwise(command, tmp_path):
