@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from experiments import build
+from experiments.adapted import Trained
 from experiments.build import Config, Model, Split
 from prefjax.data.encoding import encode_prompt
 from prefjax.data.questions import Question
@@ -58,7 +59,15 @@ def encoded(
   parts = []
   for name, part in zip(Split._fields, found, strict=True):
     asked = [
-      Asked(question, encode_prompt(question.prompt, tokenizer, max_prompt=_NO_LIMIT))
+      Asked(
+        question,
+        encode_prompt(
+          question.prompt,
+          tokenizer,
+          max_prompt=_NO_LIMIT,
+          messages=question.messages,
+        ),
+      )
       for question in part
     ]
     kept = [one for one in asked if len(one.ids) <= most]
@@ -203,6 +212,7 @@ class Rollouts:
   Attributes:
     asked: the questions, train and held out.
     shown: groups of an iteration whose responses are written to samples.jsonl.
+    whole: from trained parameters to all that the sampler's model has.
   """
 
   config: Config
@@ -211,6 +221,7 @@ class Rollouts:
   collector: Collector
   asked: Split
   shown: int
+  whole: Callable[[Any], Any]
 
   def carry(self) -> dict[str, Any]:
     """What the first iteration starts from."""
@@ -287,7 +298,7 @@ class Rollouts:
 
   def _sampled_with(self, params):
     """The decoder's parameters, where the sampler wants them."""
-    params = heads.trunk(params)
+    params = heads.trunk(self.whole(params))
     if getattr(self.roller.sampler, 'mesh', None) is None:
       return build.on_one_device(params)
     return params
@@ -315,7 +326,7 @@ def summarise(found: Rolled, options: Config) -> dict[str, float]:
 
 def create(
   config: Config,
-  model: Model,
+  trained: Trained,
   tokenizer: Tokenizer,
   mesh: Any,
   asked: Split,
@@ -329,7 +340,7 @@ def create(
     return _plain(asked.train[order[position]])
 
   roller = Roller(
-    sampler=sampler(config, model, tokenizer, mesh),
+    sampler=sampler(config, trained.model, tokenizer, mesh),
     tokenizer=tokenizer,
     question=question,
     judge=lambda **groups: judges.train.submit(Sampled(**groups)),
@@ -346,6 +357,7 @@ def create(
     collector=collector(config),
     asked=asked,
     shown=config['log']['samples'],
+    whole=trained.whole,
   )
 
 

@@ -96,9 +96,9 @@ def _validate_arm(config):
       'win rates.'
     )
   wins.as_used(np.full((1, 1, 1), 0.5), config['oracle']['win_rate'])
-  build.validate(config)
-  if not config['policy']['checkpoint']:
-    build.validate(sft.likelihood_config(config))
+  sft.validate(config)
+  if build.lora(config) is not None:
+    raise InputError('experiments.sppo trains all parameters: set lora.rank=0.')
 
 
 def arms(config: Config) -> Iterator[Arm]:

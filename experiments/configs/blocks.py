@@ -170,6 +170,18 @@ def run() -> mlc.ConfigDict:
   """What every run has: a seed, a mesh (0: every device), what to log."""
   config = mlc.ConfigDict()
   config.seed = 0
+  # What is trained from; '': as reference says, where the run has one.
+  config.policy = dict(checkpoint='')  # a Hugging Face folder
+  config.records = dict(
+    columns='',  # what the source's columns mean (docs/data.md); '': as named
+    chat=False,  # prompts as conversations, by the template beside the tokenizer
+  )
+  config.lora = dict(
+    rank=0,  # columns of every adapter; 0: all parameters are trained
+    alpha=16.0,  # the adapters' weight is alpha / rank
+    targets=('layers.*',),  # patterns of projections: layers.attention.*, *.query
+    zero='a',  # the factor that starts at 0: a, or b as in the paper
+  )
   config.mesh = dict(
     # One of them may be 0: all devices that the others leave.
     data=0,  # devices that share out the prompts
