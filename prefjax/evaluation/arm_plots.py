@@ -117,7 +117,7 @@ def plane(arms: Sequence[Arm]) -> Drawn | None:
   caption = (
     'The true reward of each policy against its divergence from the reference: means '
     'over seeds with their standard error, each seed small. The line is the best that '
-    'any policy can have at that divergence, the band its standard error; the dashed '
+    'any policy can have at that divergence, the band its standard error; the dotted '
     'line the best of n draws of the reference, at the most that it can diverge.'
   )
   return plots.png(figure), title, caption
