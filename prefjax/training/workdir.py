@@ -7,6 +7,7 @@ renamed, so that a run killed at any instant can be started again.
 from collections.abc import Callable, Iterable, Iterator, Mapping
 import contextlib
 import dataclasses
+import fcntl
 import hashlib
 from importlib import metadata
 import json
@@ -273,6 +274,18 @@ def built(directory: Path, build: Callable[[Path], None]) -> Path:
   finally:
     shutil.rmtree(temporary, ignore_errors=True)
   return directory
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+  """Waits until no other process of this machine is inside for the same path.
+
+  The lock is a file beside `path`; the system frees it when its holder ends.
+  """
+  path.parent.mkdir(parents=True, exist_ok=True)
+  with path.with_name(f'{path.name}.lock').open('w') as file:
+    fcntl.flock(file, fcntl.LOCK_EX)
+    yield
 
 
 def _remove_stale(parent, prefix):
