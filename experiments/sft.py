@@ -4,6 +4,7 @@ python -m experiments.sft --config=experiments/configs/sft/sentiment.py
 """
 
 from collections.abc import Callable
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from prefjax.training import monitor
 from prefjax.training.checkpoints import Checkpoints
 from prefjax.training.loop import Loop
 from prefjax.training.metrics import PhaseClock
-from prefjax.training.workdir import Run, fingerprint, open_run
+from prefjax.training.workdir import Run, fingerprint, locked, open_run
 
 
 def main(config: Config, workdir: Path, cache: Path) -> None:
@@ -118,7 +119,7 @@ def reference_policy(
   folder = Path(named) if named else cache / f'reference-{_identity(own)}'
   if named and not (folder / 'DONE').exists():
     raise InputError(f'reference.workdir={named} holds no finished run.')
-  with clock('reference'):
+  with clock('reference'), contextlib.nullcontext() if named else locked(folder):
     run = opened(own, folder)
     if not run.finished:
       say(f'reference: training by maximum likelihood in {folder}')

@@ -30,6 +30,7 @@ _GRACE = 3  # heartbeats that are missed by a worker that is gone
 _STARTS = 5  # of one trial; one that ends its worker each time is left
 _OPEN = (TrialState.WAITING, TrialState.RUNNING)
 _FILLED = 'filled'  # attribute of a study: its first worker has put the trials in
+_ATTEMPTS = 3  # to open a storage
 _PATIENCE = 60  # seconds, with a first worker that may have been killed before
 _KINDS = {
   'log': lambda ask, key, *ends: ask.suggest_float(key, *ends, log=True),
@@ -146,22 +147,12 @@ def open_queue(
   """The study of this name in the storage at `url`, made where there is none.
 
   Raises:
-    InputError: where the storage cannot be reached.
+    InputError: where the storage cannot be opened.
   """
   optuna.logging.set_verbosity(logging.WARNING)
   with warnings.catch_warnings():
     warnings.simplefilter('ignore', optuna.exceptions.ExperimentalWarning)
-    try:
-      storage = RDBStorage(
-        url,
-        # Workers on one file wait for each other; a pool outlives a database's restart.
-        engine_kwargs={'pool_pre_ping': True, 'connect_args': _connection(url)},
-        heartbeat_interval=heartbeat,
-        grace_period=_GRACE * heartbeat,
-        heartbeat_stale_trial_callback=put_back,
-      )
-    except Exception as error:
-      raise InputError(f'--storage={url} cannot be opened: {error}') from error
+    storage = _storage(url, heartbeat)
     options = {
       'sampler': optuna.samplers.TPESampler(constant_liar=True),
       'pruner': optuna.pruners.MedianPruner() if prunes else optuna.pruners.NopPruner(),
@@ -171,14 +162,30 @@ def open_queue(
       study = optuna.create_study(
         storage=storage, study_name=name, direction=direction, **options
       )
+      study.set_metric_names([metric])
       return Queue(study, storage, heartbeat, created=True)
     except optuna.exceptions.DuplicatedStudyError:
       study = optuna.load_study(storage=storage, study_name=name, **options)
       return Queue(study, storage, heartbeat, created=False)
 
 
-def _connection(url: str) -> dict[str, Any]:
-  return {'timeout': 120} if url.startswith('sqlite') else {}
+def _storage(url, heartbeat):
+  # Workers on one file wait for each other; a pool outlives a database's restart.
+  patience = {'timeout': 120} if url.startswith('sqlite') else {}
+  for left in reversed(range(_ATTEMPTS)):
+    try:
+      return RDBStorage(
+        url,
+        engine_kwargs={'pool_pre_ping': True, 'connect_args': patience},
+        heartbeat_interval=heartbeat,
+        grace_period=_GRACE * heartbeat,
+        heartbeat_stale_trial_callback=put_back,
+      )
+    except Exception as error:
+      # Of workers that create the tables at the same moment one fails, once.
+      if not left:
+        raise InputError(f'--storage={url} cannot be opened: {error}') from error
+      time.sleep(1.0)
 
 
 def suggest(trial: Trial, space: Mapping[str, Sequence[Any]]) -> dict[str, Any]:

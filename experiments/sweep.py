@@ -15,6 +15,7 @@ import importlib
 import json
 import os
 from pathlib import Path
+import signal
 import subprocess
 import sys
 import time
@@ -178,6 +179,7 @@ def spread(jobs: int) -> None:
   command += ['--jobs=1', '--worker']
   cores = sorted(os.sched_getaffinity(0))
   workers = []
+  signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
   try:
     for i in range(jobs):
       os.sched_setaffinity(0, cores[i::jobs] or cores)

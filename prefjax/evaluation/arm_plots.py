@@ -16,6 +16,17 @@ _WINDOWS = 25  # of the moving mean over a run's training metrics
 # Lines of a figure: as many styles as plots.bands has.
 _MOST = 18
 
+_AXES = {
+  'true_reward/policy': 'true reward (unit of the task)',
+  'true_reward/gain': 'gain in true reward (unit of the task)',
+  'kl': 'KL to the reference (nats a response)',
+  'frontier/excess': 'true reward above the frontier (unit of the task)',
+  'eval/accuracy': 'held-out accuracy (share)',
+  'eval/reward': 'held-out reward (unit of the task)',
+  'eval/response_length': 'length of held-out responses (tokens)',
+  'eval/loss': 'held-out loss (unit of the objective)',
+}
+
 Drawn = tuple[bytes, str, str]  # PNG, what it is, caption
 
 
@@ -106,7 +117,7 @@ def plane(arms: Sequence[Arm]) -> Drawn | None:
   caption = (
     'The true reward of each policy against its divergence from the reference: means '
     'over seeds with their standard error, each seed small. The line is the best that '
-    'any policy can have at that divergence, the band its standard error; the dashed '
+    'any policy can have at that divergence, the band its standard error; the dotted '
     'line the best of n draws of the reference, at the most that it can diverge.'
   )
   return plots.png(figure), title, caption
@@ -188,7 +199,8 @@ def ladder(arms: Sequence[Arm], name: str) -> Drawn | None:
   shown = [(label, values) for label, values in shown if values]
   if len(shown) < 2:
     return None
-  figure, axes = plots.blank(name, name, '', height=0.9 + 0.32 * len(shown))
+  axis = _AXES.get(name, name)
+  figure, axes = plots.blank(name, axis, '', height=0.9 + 0.32 * len(shown))
   for row, (_, values) in enumerate(shown):
     axes.plot(
       values, [row] * len(values), 'o', color=COLOURS[0], markersize=3, alpha=0.5

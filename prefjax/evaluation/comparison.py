@@ -23,10 +23,12 @@ _SHOWN = 4  # of them
 _ROLLOUTS = 'iterations'  # a config.train that has it learnt from its own samples
 
 
-def headlines(arms: Sequence[Arm], first: str = '') -> list[str]:
-  """The metrics that a comparison begins with; `first` before all others."""
-  names = dict.fromkeys([first, *HEADLINES] if first else HEADLINES)
-  return [name for name in names if any(arm.numbers(name) for arm in arms)][:_SHOWN]
+def headlines(arms: Sequence[Arm], metric: str = '') -> list[str]:
+  """The metrics that a comparison begins with; `metric` is one of them."""
+  found = [name for name in HEADLINES if any(arm.numbers(name) for arm in arms)]
+  found = found[:_SHOWN]
+  own = metric and any(arm.numbers(metric) for arm in arms)
+  return [metric, *found] if own and metric not in found else found
 
 
 def write_comparison(
@@ -45,7 +47,7 @@ def write_comparison(
   Args:
     folder: replaced.
     arms: in the order of tables and legends; differences are to the first.
-    metric: of the summaries, shown first.
+    metric: of the summaries, shown beside the usual ones.
     notes: sentences for the end of the page.
     beside: what a paper says of the same, and what differs, by name.
   """

@@ -98,7 +98,7 @@ def left_padded(
 
 
 def texts(samples: Samples, tokenizer: Tokenizer) -> list[list[str]]:
-  """The responses [p][k] as text, without their stop tokens."""
+  """The responses `[p][k]` as text, without their stop tokens."""
   return [
     [
       tokenizer.decode(tokens[:length].tolist())

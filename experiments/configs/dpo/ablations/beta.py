@@ -16,16 +16,13 @@ Variants: `smoke`; `paper`, the settings of dpo/hh.py.
 """
 
 from experiments import points
-from experiments.configs import blocks
-from experiments.configs.dpo import hh, sentiment
+from experiments.configs.dpo import ablations
 
-METRIC = 'true_reward/gain'
+METRIC = 'eval/accuracy'
 
 
 def get_config(variant=''):
-  config = blocks.sized(variant, sentiment.get_config, hh.get_config)
-  config.data.seed = 0  # one reference and one set of pairs for all
-  return config
+  return ablations.get_config(variant)
 
 
 def sweep():
