@@ -8,7 +8,7 @@ from typing import NamedTuple
 from absl import flags
 import pytest
 
-from experiments import check, dpo, grpo, launch, rm, sft, tabular
+from experiments import check, dpo, grpo, launch, plan, rm, sft, tabular
 
 MAINS = {
   'dpo': dpo.main,
@@ -16,6 +16,7 @@ MAINS = {
   'rm': rm.main,
   'sft': sft.main,
   'check': check.main,
+  'plan': plan.main,
   'tabular': tabular.main,
 }
 
@@ -40,7 +41,7 @@ def command(monkeypatch, capfd):
     for flag in list(flags.FLAGS):
       if flag.startswith('config.'):  # the last command's overrides
         delattr(flags.FLAGS, flag)
-      elif flag in ('config', 'workdir', 'cache'):
+      elif flag in ('config', 'workdir', 'cache', 'topology', 'search'):
         flags.FLAGS[flag].unparse()
     capfd.readouterr()
     with pytest.raises(SystemExit) as ended:
