@@ -100,17 +100,21 @@ def read(config: Config) -> Split:
 
 
 def held_out(usable: list[Any], count: int, source: str) -> Split:
-  """`count` of the usable rows apart, the same ones for every seed."""
-  if not 0 < count < len(usable):
+  """The rows of `count` prompts apart, the same ones for every seed.
+
+  All rows of a prompt stand on one side, so that nothing held out is trained on.
+  """
+  prompts = list(dict.fromkeys(row.prompt for row in usable))
+  if not 0 < count < len(prompts):
     raise InputError(
       f'data.held_out={count} must leave records to train on: '
-      f'{source} has {len(usable)} usable ones.'
+      f'{source} has {len(prompts)} usable prompts.'
     )
-  order = np.random.default_rng(_HOLD_OUT_SEED).permutation(len(usable))
-  chosen = set(order[:count].tolist())
+  order = np.random.default_rng(_HOLD_OUT_SEED).permutation(len(prompts))
+  chosen = {prompts[i] for i in order[:count]}
   return Split(
-    [r for i, r in enumerate(usable) if i not in chosen],
-    [r for i, r in enumerate(usable) if i in chosen],
+    [row for row in usable if row.prompt not in chosen],
+    [row for row in usable if row.prompt in chosen],
   )
 
 

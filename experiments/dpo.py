@@ -13,6 +13,7 @@ import jaxlib
 
 from experiments import build, evaluate, launch, preferences, sft
 from experiments.build import Config, Model, Split
+from prefjax.data.pipeline import Batches
 from prefjax.data.tokenizers import Tokenizer
 from prefjax.training import checks, monitor
 from prefjax.training import reference as references
@@ -82,13 +83,22 @@ def prepare(config: Config, cache: Path, clock: PhaseClock, say: Say) -> Setting
   batches = [build.batches(config, part, mesh, tokenizer.pad_id) for part in data]
   if 'reference_logps' in step.objective.needs and build.moving(config) is None:
     batches = [
-      _scored(config, cache, clock, say, step, reference, identity, part)
+      scored(config, cache, clock, say, step, reference, identity, part)
       for part in batches
     ]
   return Setting(model, tokenizer, reference, step, Split(*batches))
 
 
-def _scored(config, cache, clock, say, step, reference, identity, batches):
+def scored(
+  config: Config,
+  cache: Path,
+  clock: PhaseClock,
+  say: Say,
+  step: Step,
+  reference: Any,
+  identity: str,
+  batches: Batches,
+) -> Batches:
   """Batches with stored reference log-probs; no objective's number is in the key."""
   key = fingerprint(
     [

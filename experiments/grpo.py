@@ -8,7 +8,7 @@ import contextlib
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from experiments import build, launch, rm, rollouts, sft
+from experiments import build, launch, reward_models, rollouts, sft
 from experiments.build import Config, Model, Split
 from experiments.rollouts import Rollouts
 from prefjax.data import buckets, sources
@@ -126,7 +126,7 @@ def rolled(
   journal = Journal(run.folder / 'rewards.jsonl', writes=processes.first())
   decided = stack.enter_context(journal)
   models = {
-    name: rm.model_reward(Path(workdir), setting.tokenizer)
+    name: reward_models.model_reward(Path(workdir), setting.tokenizer)
     for name, workdir in config['rewards']['models'].items()
   }
   judges = Split(

@@ -1,5 +1,6 @@
 """Where pairs come from: read from data, or drawn from the reference of a task."""
 
+from collections.abc import Iterable, Iterator
 import json
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from experiments import build
 from experiments.build import Config, Model, Split
 from prefjax import tasks
 from prefjax.data import sources
-from prefjax.data.records import Record
+from prefjax.data.records import Record, Skipped
 from prefjax.data.tokenizers import Tokenizer
 from prefjax.errors import InputError
 from prefjax.rollout.responses import Writer
@@ -35,6 +36,10 @@ def check(config: Config) -> None:
   if 'rewards' in objective.needs:
     raise InputError(
       f'{objective.name} learns from its own samples: python -m experiments.grpo.'
+    )
+  if 'step_label' in objective.needs:
+    raise InputError(
+      f'{objective.name} learns from labelled steps: python -m experiments.prm.'
     )
   if build.embedded_task(source) is not None:
     return
@@ -62,9 +67,13 @@ def prepared(
   if task is None:
     with clock('data'):
       key = [build.source_fingerprint(config), config['data']['held_out']]
-      return build.prepared(
-        config, cache, tokenizer, build.read(config), ['pairs', *key]
-      )
+      records = build.read(config)
+      if 'pairs' in build.objective(config).needs:
+        records, key = (
+          Split(*(list(paired(part)) for part in records)),
+          [*key, 'paired'],
+        )
+      return build.prepared(config, cache, tokenizer, records, ['pairs', *key])
   folder = drawn(config, cache, clock, task, model, tokenizer, reference, identity)
   with clock('data'):
     records = Split(
@@ -74,6 +83,13 @@ def prepared(
       )
     )
     return build.prepared(config, cache, tokenizer, records, folder.name)
+
+
+def paired(records: Iterable[Record | Skipped]) -> Iterator[Record | Skipped]:
+  """The records; those without a pair are counted as skipped."""
+  for record in records:
+    alone = isinstance(record, Record) and not record.pairs
+    yield Skipped('no_pair', '') if alone else record
 
 
 def drawn(

@@ -1,67 +1,65 @@
-"""A scalar reward model from pairs, by the Bradley-Terry likelihood.
+"""A reward model from pairs: scores of single responses, or a model that compares two.
 
 python -m experiments.rm --config=experiments/configs/rm/sentiment.py
+
+`reads` says which. Both learn from the same pairs by the Bradley-Terry likelihood, of a
+difference of scores or of g(a, b) - g(b, a); a pair's preference may be soft.
 """
 
 from collections.abc import Callable
-import json
+import dataclasses
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
-from experiments import build, launch, preferences, sft
+from experiments import build, launch, preferences, reward_models, sft
 from experiments.build import Config, Model, Split
+from prefjax.data import sources
+from prefjax.data.ordered import ordered
+from prefjax.data.pipeline import Batches
+from prefjax.data.prepare import Prepared
 from prefjax.data.tokenizers import Tokenizer
 from prefjax.errors import InputError
+from prefjax.evaluation import reward_quality
 from prefjax.evaluation.report import write_report
-from prefjax.models import config as model_configs
-from prefjax.models import decoder, heads
-from prefjax.objectives.reward import expected_calibration_error, length_correlation
+from prefjax.models import heads
 from prefjax.training import monitor
 from prefjax.training import reference as references
 from prefjax.training.loop import Loop
 from prefjax.training.mesh import on_host, place_batch
 from prefjax.training.metrics import PhaseClock
 from prefjax.training.step import Step
-from prefjax.types import PreferenceBatch
+from prefjax.training.workdir import Run
 
-_ROWS = 64  # responses that a reward model scores at once
+Say = Callable[[str], None]
+
+
+class Setting(NamedTuple):
+  """All that stands before the first update."""
+
+  model: Model
+  tokenizer: Tokenizer
+  params: Any
+  batches: Split
 
 
 def main(config: Config, workdir: Path, cache: Path) -> None:
   """Trunk of the reference, pairs, training, and how well it is calibrated."""
-  for part in (config, sft.likelihood_config(config)):
-    build.validate(part)
-  preferences.check(config)
-  if 'scores' not in build.objective(config).needs:
-    raise InputError(f'{config["objective"]["name"]} trains no reward model.')
+  validate(config)
   run = sft.opened(config, workdir)
   if run.finished:
     sft.print_summary(run)
     return
   clock = PhaseClock()
-  model, params, batches = prepare(config, cache, clock, print)
-  step = build.step(config, model, build.mesh(config))
-  loop = Loop(
-    step=step,
-    batches=batches.train,
-    held_out=batches.held_out,
-    plan=build.plan(config),
-    folder=run.folder,
-    clock=clock,
-    description=config['objective']['name'],
-    flops=lambda batch: monitor.training_flops(model.config, batch),
-    peak=monitor.peak_flops(model.config.dtype),
-    wandb_project=config['log']['wandb'] or None,
-  )
-  params, evaluation = loop.run(params)
-  sft.save_final(run.folder, config['train']['steps'], params)
+  setting = prepare(config, cache, clock, print)
+  step = build.step(config, setting.model, build.mesh(config))
+  found = [
+    train(config, run, setting, step, clock, i) for i in range(config['ensemble'])
+  ]
+  members, evaluations = zip(*found, strict=True)
   with clock('evaluate'):
-    quality = judged(step, params, batches.held_out)
-  summary = {**evaluation, **quality}
+    summary = {**evaluations[0], **evaluate(config, cache, setting, step, members)}
   with clock('report'):
     title = f'Reward model on {config["data"]["source"]}'
     write_report(run.folder, title=title, table=summary)
@@ -69,9 +67,28 @@ def main(config: Config, workdir: Path, cache: Path) -> None:
   sft.print_summary(run)
 
 
-def prepare(
-  config: Config, cache: Path, clock: PhaseClock, say: Callable[[str], None]
-) -> tuple[Model, Any, Split]:
+def validate(config: Config) -> None:
+  """Refuses a config before anything is computed, compiled or written.
+
+  Raises:
+    InputError: naming the key.
+  """
+  for part in (config, sft.likelihood_config(config)):
+    build.validate(part)
+  if config['reads'] not in reward_models.READS:
+    raise InputError(
+      f'reads must be one of {list(reward_models.READS)}, got {config["reads"]!r}.'
+    )
+  if config['ensemble'] < 1:
+    raise InputError(f'ensemble must be at least 1, got {config["ensemble"]}.')
+  preferences.check(config)
+  for source in config['evaluation']['sources']:
+    sources.fingerprint(source)
+  if 'scores' not in build.objective(config).needs:
+    raise InputError(f'{config["objective"]["name"]} trains no reward model.')
+
+
+def prepare(config: Config, cache: Path, clock: PhaseClock, say: Say) -> Setting:
   """The model with a scalar head on the reference's trunk, and the pairs."""
   reference, tokenizer = sft.reference_policy(config, cache, clock, say)
   base, mesh = build.model(config), build.mesh(config)
@@ -81,97 +98,79 @@ def prepare(
     config, cache, clock, base, tokenizer, reference, identity
   )
   build.say_counts(data, say)
-  batches = Split(
-    *(build.batches(config, part, mesh, tokenizer.pad_id) for part in data)
-  )
+  batches = Split(*(_batches(config, part, tokenizer) for part in data))
   params = heads.with_scalar(reference, base.config.width)
   model = base._replace(forward=heads.forward(base.forward))
-  return model, build.placed(params, mesh), batches
+  return Setting(model, tokenizer, build.placed(params, mesh), batches)
 
 
-def judged(step: Step, params: Any, held_out: Any) -> dict[str, float]:
-  """Of held-out pairs: accuracy with its error, calibration, and bias to length."""
-  gaps, wanted, weights, scores, sizes = ([] for _ in range(5))
-  for _, batch in held_out.once():
-    placed = batch if step.mesh is None else place_batch(batch, step.mesh)
-    score = on_host(step.score(params, placed).scores)
-    counted = batch.pair_weight > 0
-    gap = np.take_along_axis(score, batch.chosen, 1)
-    gap = gap - np.take_along_axis(score, batch.rejected, 1)
-    gaps.append(gap[counted]), wanted.append(batch.preference[counted])
-    weights.append(batch.pair_weight[counted])
-    present = batch.weight > 0
-    scores.append(score[present]), sizes.append(batch.response_length[present])
-  gap, preference, weight = map(np.concatenate, (gaps, wanted, weights))
-  probability = 1.0 / (1.0 + np.exp(-gap))
-  # Both orders of every pair: the error must not depend on which came first.
-  calibration = expected_calibration_error(
-    *(
-      jnp.asarray(np.concatenate(x), jnp.float32)
-      for x in (
-        (probability, 1 - probability),
-        (preference, 1 - preference),
-        (weight, weight),
-      )
-    )
+def _batches(config: Config, data: Prepared, tokenizer: Tokenizer) -> Batches:
+  if config['reads'] == 'pair':
+    data = ordered(data, tokenizer.eos_id)
+  return build.batches(config, data, build.mesh(config), tokenizer.pad_id)
+
+
+def train(
+  config: Config, run: Run, setting: Setting, step: Step, clock: PhaseClock, member: int
+) -> tuple[Any, dict[str, float]]:
+  """A member's parameters and its last evaluation; members differ by their order."""
+  folder = reward_models.member_folder(run.folder, member)
+  folder.mkdir(exist_ok=True)
+  order = dataclasses.replace(setting.batches.train, seed=config['seed'] + member)
+  loop = Loop(
+    step=step,
+    batches=order,
+    held_out=setting.batches.held_out,
+    plan=build.plan(config),
+    folder=folder,
+    clock=clock,
+    description=f'{config["objective"]["name"]} {member + 1}/{config["ensemble"]}',
+    flops=lambda batch: monitor.training_flops(setting.model.config, batch),
+    peak=monitor.peak_flops(setting.model.config.dtype),
+    wandb_project=config['log']['wandb'] or None,
   )
-  right = (gap > 0).mean()
-  length = jnp.asarray(np.concatenate(sizes), jnp.float32)
-  score = jnp.asarray(np.concatenate(scores), jnp.float32)
-  return {
-    'held_out/pairs': float(len(gap)),
-    'held_out/accuracy': float(right),
-    'held_out/accuracy_se': float(np.sqrt(right * (1 - right) / len(gap))),
-    'held_out/calibration_error': float(calibration),
-    'held_out/length_correlation': float(
-      length_correlation(score, length, jnp.ones_like(length))
-    ),
-  }
+  params, evaluation = loop.run(setting.params)
+  sft.save_final(folder, config['train']['steps'], params)
+  return params, evaluation
 
 
-def model_reward(workdir: Path, tokenizer: Tokenizer) -> Callable[..., np.ndarray]:
-  """The rewards of sampled groups by the reward model of a finished run.
-
-  Raises:
-    InputError: where there is none, or it reads other tokens.
-  """
-  if not (workdir / 'DONE').exists():
-    raise InputError(f'rewards.models: {workdir} holds no finished run.')
-  stored = json.loads((workdir / 'config.json').read_text())['config']
-  shape = model_configs.create(**stored['model'])
-  if shape.vocab_size < tokenizer.vocab_size:
-    raise InputError(
-      f'rewards.models: the model of {workdir} has {shape.vocab_size} tokens, the '
-      f'tokenizer {tokenizer.vocab_size}.'
+def evaluate(
+  config: Config, cache: Path, setting: Setting, step: Step, members: Any
+) -> dict[str, float]:
+  """How good the ensemble is on held-out pairs, and on those of further sources."""
+  found = judged(config, setting, step, members, setting.batches.held_out, 'held_out')
+  for source in config['evaluation']['sources']:
+    name = Path(source.partition(':')[2]).stem
+    records = list(preferences.paired(sources.read(source)))
+    data = build.prepared(
+      config,
+      cache,
+      setting.tokenizer,
+      Split(records, records[:1]),
+      ['evaluation', sources.fingerprint(source)],
     )
-  graph, shapes = decoder.create(shape)
-  like = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-  params = sft.final_params(workdir, heads.with_scalar(like, shape.width))
-  forward = heads.forward(decoder.forward(graph))
+    batches = _batches(config, data.train, setting.tokenizer)
+    found |= judged(config, setting, step, members, batches, name)
+  return found
 
-  @jax.jit
-  def score(batch):
-    hidden, head = forward(params, batch)
-    return heads.scores(hidden, head, batch)
 
-  def rewards(prompts, prompt_length, tokens, length):
-    n, k, t = tokens.shape
-    found = np.zeros((n, k))
-    size = max(_ROWS // k, 1)
-    for start in range(0, n, size):
-      rows = np.minimum(np.arange(start, start + size), n - 1)
-      batch = PreferenceBatch(
-        prompts=prompts[rows],
-        responses=tokens[rows],
-        prompt_length=prompt_length[rows],
-        response_length=length[rows],
-        mask=np.arange(t) < length[rows][..., None],
-        weight=np.ones((size, k), np.float32),
-      )
-      found[rows] = np.asarray(score(batch))
-    return found
-
-  return rewards
+def judged(
+  config: Config,
+  setting: Setting,
+  step: Step,
+  members: Any,
+  batches: Batches,
+  name: str,
+) -> dict[str, float]:
+  """The numbers of `prefjax.evaluation.reward_quality`, under `name`."""
+  eos_id = setting.tokenizer.eos_id if config['reads'] == 'pair' else None
+  parts = []
+  for rows, batch in batches.once():
+    placed = batch if step.mesh is None else place_batch(batch, step.mesh)
+    scores = [on_host(step.score(params, placed).scores) for params in members]
+    parts.append(reward_quality.compared(batch, rows, np.stack(scores), eos_id))
+  pairs = reward_quality.joined(parts)
+  return {f'{name}/{k}': v for k, v in reward_quality.summary(pairs).items()}
 
 
 if __name__ == '__main__':

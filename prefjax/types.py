@@ -65,6 +65,7 @@ class PreferenceBatch:
   reference_logps: Any = None  # [p, k, t] float, nats
   old_logps: Any = None  # [p, k, t] float, nats
   step: Any = None  # [p, k, t] int32, the reasoning step of a token, -1 outside
+  step_label: Any = None  # [p, k, t] float in [0, 1], of the step that ends; -1: none
   chosen: Any = None  # [p, m] int32, index into k
   rejected: Any = None  # [p, m] int32, index into k
   preference: Any = None  # [p, m] float, P(chosen beats rejected)
@@ -96,6 +97,7 @@ _AXES: Mapping[str, tuple[str, str]] = {
   'reference_logps': ('p k t', 'floating'),
   'old_logps': ('p k t', 'floating'),
   'step': ('p k t', 'integer'),
+  'step_label': ('p k t', 'floating'),
   'chosen': ('p m', 'integer'),
   'rejected': ('p m', 'integer'),
   'preference': ('p m', 'floating'),

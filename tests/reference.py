@@ -674,6 +674,22 @@ def cross_entropy(logps, reference_logps, mask, weight, label, *, beta):
   return response_mean(term, weight)
 
 
+def step_cross_entropy(values, step_label, mask, weight):
+  """-c log s(v) - (1 - c) log s(-v) where a step ends, every labelled step the same.
+
+  Math-Shepherd, 2312.08935, Eq. 2. `values[i, j, t + 1]` is that after token t.
+  """
+  return _mean(
+    (
+      weight[i, j],
+      -step_label[i, j, t] * log_sigmoid(values[i, j, t + 1])
+      - (1.0 - step_label[i, j, t]) * log_sigmoid(-values[i, j, t + 1]),
+    )
+    for i, j, t in np.ndindex(step_label.shape)
+    if step_label[i, j, t] >= 0 and mask[i, j, t] and weight[i, j] != 0.0
+  )
+
+
 def add(*terms):
   """The sum of c L over (loss L, coefficient c); each L is its own mean."""
   return float(sum(coefficient * value for value, coefficient in terms))

@@ -19,6 +19,7 @@ AXES = {
   'reference_logps': ('p k t', float),
   'old_logps': ('p k t', float),
   'step': ('p k t', int),
+  'step_label': ('p k t', float),
   'chosen': ('p m', int),
   'rejected': ('p m', int),
   'preference': ('p m', float),

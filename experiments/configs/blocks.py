@@ -119,6 +119,23 @@ def rewards(gate: str, **changes: Any) -> dict[str, Any]:
   return _changed('rewards', block, changes)
 
 
+def self_play(iterations: int, *, prompts: int, **changes: Any) -> dict[str, Any]:
+  """How self-play samples and picks; `changes` are the fields that differ."""
+  block = dict(
+    iterations=iterations,
+    prompts=prompts,  # of an iteration, which no other one has
+    responses=5,  # K of a prompt
+    use='best_and_worst',  # or `all` K of them
+    soft_pairs=False,  # pairs have the oracle's own chance; else they are certain
+    temperature=1.0,
+    top_k=0,  # 0: all tokens
+    top_p=1.0,
+    min_p=0.0,
+    prompts_at_once=128,  # that are sampled for in one call
+  )
+  return _changed('self_play', block, changes)
+
+
 def online(iterations: int, *, eval_every: int, save_every: int, **changes: Any):
   """A training block, in iterations of one rollout each."""
   block = dict(

@@ -37,6 +37,8 @@ class Example:
   preference: Float32[np.ndarray, ' m']
   labels: Float32[np.ndarray, ' k'] | None = None
   win_rates: Float32[np.ndarray, ' k'] | None = None
+  steps: tuple[Int32[np.ndarray, ' _'], ...] | None = None  # tokens of each step
+  step_labels: tuple[Float32[np.ndarray, ' _'], ...] | None = None  # NaN: none
   further: int = 0
 
 
@@ -63,16 +65,22 @@ def encode(
   """
   check_limits(max_prompt, max_response)
   prompt = _text_ids(tokenizer, record.prompt)
-  responses = [_response_ids(tokenizer, record, t) for t in record.responses]
+  pieces = record.steps or [(text,) for text in record.responses]
+  parts = [_pieces_ids(tokenizer, record, some) for some in pieces]
+  responses = [[i for ids in part for i in ids] for part in parts]
   counts['round_trip_changed'] += sum(
     tokenizer.decode(prompt + ids) != record.prompt + text
     for ids, text in zip(responses, record.responses, strict=True)
   )
+  moved = int(not prompt and tokenizer.bos_id is None)
   prompt, responses = _with_first_token(tokenizer, prompt, responses)
   prompt = _cut_prompt(tokenizer, prompt, max_prompt, counts)
   ends = [_cut_response(tokenizer, ids, max_response, counts) for ids in responses]
   _count(record, prompt, ends, counts)
-  return _example(record, prompt, ends)
+  example = _example(record, prompt, ends)
+  if record.steps is None:
+    return example
+  return _with_steps(example, record, parts, moved)
 
 
 def encode_prompt(text: str, tokenizer: Tokenizer, *, max_prompt: int) -> list[int]:
@@ -105,10 +113,34 @@ def _example(record, prompt, responses):
   )
 
 
-def _response_ids(tokenizer, record, text):
-  if record.prompt:
-    return _no_special(tokenizer, encode_continuation(tokenizer, text))
-  return _text_ids(tokenizer, text)
+def _with_steps(example, record, parts, moved):
+  """How many tokens each step has; a step that was cut has lost its label.
+
+  `moved` tokens of the first step have become the prompt.
+  """
+  steps, labels = [], []
+  for i, (pieces, response) in enumerate(zip(parts, example.responses, strict=True)):
+    ends = np.cumsum([len(piece) for piece in pieces]) - moved
+    kept = np.clip(ends, 0, len(response))
+    kept[-1] = len(response)  # EOS belongs to the last step
+    steps.append(_integers(np.diff(kept, prepend=0)))
+    if record.step_labels is not None:
+      whole = ends <= len(response)
+      labels.append(_floats(np.where(whole, record.step_labels[i], np.nan)))
+  return dataclasses.replace(
+    example, steps=tuple(steps), step_labels=tuple(labels) or None
+  )
+
+
+def _pieces_ids(tokenizer, record, pieces):
+  """The ids of a response by its pieces, so that each ends where a token does."""
+  first, *more = pieces
+  begin = _continued_ids if record.prompt else _text_ids
+  return [begin(tokenizer, first), *(_continued_ids(tokenizer, x) for x in more)]
+
+
+def _continued_ids(tokenizer, text):
+  return _no_special(tokenizer, encode_continuation(tokenizer, text))
 
 
 def _text_ids(tokenizer, text):

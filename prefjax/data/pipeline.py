@@ -176,9 +176,13 @@ def assemble(
   for extra, field in (('labels', 'label'), ('win_rates', 'win_rate')):
     if pairs or any(getattr(e, extra, None) is not None for e in (*examples, like)):
       batch = batch.replace(**{field: np.zeros((p, k), np.float32)})
+  for field, kind in (('step', np.int32), ('step_label', np.float32)):
+    if any(getattr(e, f'{field}s', None) is not None for e in examples):
+      batch = batch.replace(**{field: np.full((p, k, t), -1, kind)})
   for i, example in enumerate(examples):
     if example is not None:
       _write(batch, i, example)
+      _write_steps(batch, i, example)
   return batch
 
 
@@ -205,6 +209,16 @@ def _write(batch: PreferenceBatch, i: int, example: Example) -> None:
     if field is not None:
       values = derived if given is None else given
       field[i, : len(values)] = values
+
+
+def _write_steps(batch: PreferenceBatch, i: int, example: Example) -> None:
+  """The number of each token's step, and a step's label on its last token."""
+  for k, sizes in enumerate(example.steps or ()):
+    batch.step[i, k, : sizes.sum()] = np.repeat(np.arange(len(sizes)), sizes)
+    if example.step_labels is not None:
+      labels = example.step_labels[k]
+      known = (sizes > 0) & ~np.isnan(labels)
+      batch.step_label[i, k, (np.cumsum(sizes) - 1)[known]] = labels[known]
 
 
 def _shares_of_pairs(example: Example):

@@ -189,16 +189,36 @@ def _pack(example: Example) -> bytes:
     'preference': example.preference,
     'labels': example.labels,
     'win_rates': example.win_rates,
+    **_packed_steps(example),
   }
   given = {key: value for key, value in fields.items() if value is not None}
   return serialization.msgpack_serialize(given)
 
 
+def _packed_steps(example):
+  if example.steps is None:
+    return {}
+  fields = {
+    'steps': np.concatenate(example.steps),
+    'num_steps': np.array([len(sizes) for sizes in example.steps], np.int32),
+  }
+  if example.step_labels is not None:
+    fields['step_labels'] = np.concatenate(example.step_labels)
+  return fields
+
+
 def _unpack(data: bytes) -> Example:
   fields = serialization.msgpack_restore(data)
-  ends = np.cumsum(fields.pop('response_length'))
-  tokens = fields.pop('tokens')
-  return Example(responses=tuple(np.split(tokens, ends[:-1])), **fields)
+  fields['responses'] = _split(fields.pop('tokens'), fields.pop('response_length'))
+  counts = fields.pop('num_steps', None)
+  for name in ('steps', 'step_labels'):
+    if name in fields:
+      fields[name] = _split(fields[name], counts)
+  return Example(**fields)
+
+
+def _split(flat, sizes):
+  return tuple(np.split(flat, np.cumsum(sizes)[:-1]))
 
 
 def _publish(temporary: Path, directory: Path) -> None:

@@ -28,6 +28,8 @@ class Record:
   pairs: tuple[Pair, ...] = ()
   labels: tuple[float, ...] | None = None  # in [0, 1], 1 is desirable
   win_rates: tuple[float, ...] | None = None  # in [0, 1], P(y > pi_t)
+  steps: tuple[tuple[str, ...], ...] | None = None  # of a response, joined it
+  step_labels: tuple[tuple[float, ...], ...] | None = None  # in [0, 1]; NaN: unknown
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,18 +44,20 @@ def from_fields(fields: Mapping[str, Any], where: str) -> Record | Skipped:
   """The record in one row of a source; `where` names the row in errors.
 
   The fields decide the form: `chosen` and `rejected` with a `prompt` or as
-  whole transcripts, `responses`, `response`, or `text` (docs/data.md). A null
-  counts as absent, and fields that no form knows are ignored.
+  whole transcripts, `responses`, `response`, `text`, graded solutions of a `question`
+  with its `ground_truth`, or `output_1` and `output_2` (docs/data.md). A null counts as
+  absent, and fields that no form knows are ignored.
 
   Raises:
     InputError: naming `where`, the rule and the field, never the text.
   """
   present = {key: value for key, value in fields.items() if value is not None}
-  forms = [read for names, read in _FORMS if any(name in present for name in names)]
+  forms = _matching(_FORMS, present) or _matching(_LAYOUTS, present)
   if len(forms) != 1:
     raise InputError(
       f'{where}: a record has exactly one of these sets of fields: '
-      '(`chosen`, `rejected`), `responses`, `response` or `text`; '
+      '(`chosen`, `rejected`), `responses`, `response`, `text`, (`question`, '
+      '`ground_truth`) or (`output_1`, `output_2`); '
       f'this one has {_names(present)}.'
     )
   return forms[0](present, where)
@@ -120,12 +124,62 @@ def _plain_text(fields: Mapping, where: str) -> Record:
   return _record(fields, where, '', (_text(fields, 'text', where),))
 
 
+def _graded_solutions(fields: Mapping, where: str) -> Record:
+  """A question with graded solutions; each right one is paired with each wrong one.
+
+  The layout of GSM8K's example_model_solutions: a field for each model.
+  """
+  graded = {name: x for name, x in fields.items() if isinstance(x, Mapping)}
+  if not graded:
+    raise InputError(f'{where}: no field holds a `solution` and its `is_correct`.')
+  right = [
+    _truth(found.get('is_correct'), f'`{name}.is_correct`', where)
+    for name, found in graded.items()
+  ]
+  solutions = tuple(
+    _text(found, 'solution', f'{where}, {name}') for name, found in graded.items()
+  )
+  pairs = tuple(
+    Pair(i, j)
+    for i, good in enumerate(right)
+    for j, other in enumerate(right)
+    if good and not other
+  )
+  question = _text(fields, 'question', where)
+  return Record(f'{question}\n', solutions, pairs, tuple(map(float, right)))
+
+
+def _two_outputs(fields: Mapping, where: str) -> Record:
+  """An instruction with two outputs, the better one named: the layout of LLMBar."""
+  label = fields.get('label')
+  if isinstance(label, bool) or label not in (1, 2):
+    raise InputError(f'{where}: `label` must be 1 or 2, got {_shown(label)}.')
+  outputs = tuple(_text(fields, name, where) for name in ('output_1', 'output_2'))
+  prompt = _text(fields, 'input', where)
+  return Record(f'{prompt}\n', outputs, (Pair(label - 1, 2 - label),))
+
+
+def _truth(value: Any, name: str, where: str) -> bool:
+  if not isinstance(value, bool):
+    raise InputError(f'{where}: {name} must be true or false, got {_shown(value)}.')
+  return value
+
+
 _FORMS: Sequence[tuple[tuple[str, ...], Callable]] = (
   (('chosen', 'rejected'), _preference_pair),
   (('responses',), _many_responses),
   (('response',), _one_response),
   (('text',), _plain_text),
 )
+# Of public files; looked for where a row has none of the forms above.
+_LAYOUTS: Sequence[tuple[tuple[str, ...], Callable]] = (
+  (('ground_truth',), _graded_solutions),
+  (('output_1', 'output_2'), _two_outputs),
+)
+
+
+def _matching(forms: Sequence, present: Mapping) -> list[Callable]:
+  return [read for names, read in forms if any(name in present for name in names)]
 
 
 def _record(
@@ -139,7 +193,54 @@ def _record(
     name: _shares(fields, name, len(responses), where)
     for name in ('labels', 'win_rates')
   }
-  return Record(prompt, responses, pairs, **numbers)
+  steps = _steps(fields, responses, where)
+  step_labels = _step_labels(fields, steps, where)
+  return Record(
+    prompt, responses, pairs, **numbers, steps=steps, step_labels=step_labels
+  )
+
+
+def _steps(
+  fields: Mapping, responses: tuple[str, ...], where: str
+) -> tuple[tuple[str, ...], ...] | None:
+  if 'steps' not in fields:
+    return None
+  found = []
+  for i, given in enumerate(_each(fields, 'steps', len(responses), where)):
+    name = f'`steps[{i}]`'
+    steps = tuple(
+      _checked_text(text, f'{name}[{j}]', where)
+      for j, text in enumerate(_list(given, name, where))
+    )
+    if ''.join(steps) != responses[i]:
+      raise InputError(f'{where}: {name} must join to response {i}, which they do not.')
+    found.append(steps)
+  return tuple(found)
+
+
+def _step_labels(
+  fields: Mapping, steps: tuple[tuple[str, ...], ...] | None, where: str
+) -> tuple[tuple[float, ...], ...] | None:
+  if 'step_labels' not in fields:
+    return None
+  if steps is None:
+    raise InputError(f'{where}: `step_labels` need the `steps` that they are of.')
+  found = []
+  for i, given in enumerate(_each(fields, 'step_labels', len(steps), where)):
+    name = f'`step_labels[{i}]`'
+    values = _list(given, name, where)
+    if len(values) != len(steps[i]):
+      raise InputError(
+        f'{where}: {name} must have one number for each of the {len(steps[i])} steps, '
+        f'got {len(values)}.'
+      )
+    found.append(
+      tuple(
+        float('nan') if x is None else _share(_number(x), f'{name}[{j}]', where)
+        for j, x in enumerate(values)
+      )
+    )
+  return tuple(found)
 
 
 def _shares(
@@ -147,15 +248,26 @@ def _shares(
 ) -> tuple[float, ...] | None:
   if name not in fields:
     return None
+  values = _each(fields, name, count, where)
+  if name == 'labels':
+    values = [_number(value) for value in values]
+  return tuple(_share(value, f'`{name}[{i}]`', where) for i, value in enumerate(values))
+
+
+def _each(fields: Mapping, name: str, count: int, where: str) -> Sequence:
+  """A field's list, which has one entry for each of the responses."""
   values = _list(fields[name], f'`{name}`', where)
   if len(values) != count:
     raise InputError(
-      f'{where}: `{name}` must have one number for each of the {count} '
+      f'{where}: `{name}` must have one entry for each of the {count} '
       f'responses, got {len(values)}.'
     )
-  # JSON writes "desirable or not" as true and false.
-  values = [float(v) if name == 'labels' and isinstance(v, bool) else v for v in values]
-  return tuple(_share(value, f'`{name}[{i}]`', where) for i, value in enumerate(values))
+  return values
+
+
+def _number(value: Any) -> Any:
+  """JSON writes "desirable or not" as true and false."""
+  return float(value) if isinstance(value, bool) else value
 
 
 def _pair(value: Any, name: str, count: int, where: str) -> Pair:

@@ -1,4 +1,4 @@
-"""Where records come from: JSON lines, CSV, Parquet and TFDS, read as a stream."""
+"""Where records come from: JSON, CSV, Parquet and TFDS, read as a stream."""
 
 from collections.abc import Iterable, Iterator
 import csv
@@ -19,6 +19,7 @@ from prefjax.errors import InputError
 
 _SCHEMES = {
   'jsonl': '`jsonl:PATH` (also .jsonl.gz)',
+  'json': '`json:PATH`',
   'csv': '`csv:PATH`',
   'parquet': '`parquet:PATH`',
   'tfds': '`tfds:NAME/SPLIT`',
@@ -30,7 +31,7 @@ def read(source: str, *, data_dir: Path | None = None) -> Iterator[Record | Skip
   """The records of a source, in its order, one at a time.
 
   Args:
-    source: `jsonl:PATH`, `csv:PATH`, `parquet:PATH` or `tfds:NAME/SPLIT`.
+    source: `jsonl:PATH`, `json:PATH`, `csv:PATH`, `parquet:PATH` or `tfds:NAME/SPLIT`.
     data_dir: where a relative PATH is looked for first; by default the folder
       in the environment variable PREFJAX_DATA, or `data`.
 
@@ -149,6 +150,18 @@ def _json_object(line: bytes, where: str) -> dict[str, Any]:
   return fields
 
 
+def _json_array(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+  try:
+    found = json.loads(path.read_bytes().decode())
+  except (ValueError, RecursionError) as error:
+    raise InputError(f'{path}: the file must be JSON in UTF-8: {error}.') from error
+  objects = isinstance(found, list) and all(isinstance(row, dict) for row in found)
+  if not objects:
+    raise InputError(f'{path}: the file must be one JSON array of objects.')
+  for number, row in enumerate(found):
+    yield f'{path}, entry {number}', row
+
+
 def _csv_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
   try:
     with path.open(newline='', encoding='utf-8') as file:
@@ -180,7 +193,12 @@ def _parquet_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     ) from error
 
 
-_READERS = {'jsonl': _json_rows, 'csv': _csv_rows, 'parquet': _parquet_rows}
+_READERS = {
+  'jsonl': _json_rows,
+  'json': _json_array,
+  'csv': _csv_rows,
+  'parquet': _parquet_rows,
+}
 
 
 def _tfds_rows(

@@ -32,6 +32,7 @@ def write_report(
   table: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None,
   notes: Sequence[str] = (),
   rollouts: bool = False,
+  images: Mapping[str, tuple[bytes, str, str]] | None = None,
 ) -> Path:
   """Writes `report/` with PNG plots and `index.html`; returns the page's path.
 
@@ -48,17 +49,18 @@ def write_report(
       several columns.
     notes: sentences for the end of the page.
     rollouts: the run learnt from its own samples: steps are its iterations.
+    images: further pictures by file name, as (PNG, title, caption).
   """
   if not processes.first():
     return workdir / 'report' / 'index.html'
   series = _series(_rows(workdir / 'metrics.jsonl'))
-  images = _images(series, points, frontier, rollouts)
+  drawn = {**(images or {}), **_images(series, points, frontier, rollouts)}
   temporary = workdir / 'report.tmp'
   shutil.rmtree(temporary, ignore_errors=True)
   temporary.mkdir()
-  for name, (png, _, _) in images.items():
+  for name, (png, _, _) in drawn.items():
     (temporary / f'{name}.png').write_bytes(png)
-  sections = _sections(workdir, series, list(images.values()), table, notes)
+  sections = _sections(workdir, series, list(drawn.values()), table, notes)
   text = page.render(title, sections)
   (temporary / 'index.html').write_text(text, encoding='utf-8')
   return _put_in_place(temporary, workdir / 'report') / 'index.html'

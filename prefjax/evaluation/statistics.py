@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from jaxtyping import Float
+from jaxtyping import Float, Int
 import numpy as np
 
 from prefjax.errors import InputError
@@ -71,3 +71,31 @@ def in_standard_errors(value: float, standard_error: float) -> float:
   if standard_error > 0:
     return value / standard_error
   return float(np.sign(value) * np.inf) if value else 0.0
+
+
+def clustered_mean(
+  x: Float[np.ndarray, ' n'], cluster: Int[np.ndarray, ' n']
+) -> Estimate:
+  """The mean of values that come in clusters, and its error over the clusters.
+
+  standard_error = sqrt(c / (c - 1) sum_c (sum_{i in c} (x_i - mean))^2) / n
+
+  Pairs of one prompt share it, so they say less than as many of different prompts.
+  The ratio estimator's error (Cochran, Sampling Techniques, 1977, Eq. 6.13); with
+  clusters of one value it is that of `mean_and_standard_error`.
+
+  Args:
+    x: [n] values.
+    cluster: [n] what each belongs to.
+
+  Raises:
+    InputError: fewer than two clusters.
+  """
+  _, place = np.unique(cluster, return_inverse=True)
+  count = int(place.max(initial=-1)) + 1
+  if count < 2:
+    raise InputError(f'A standard error needs at least 2 clusters, got {count}.')
+  mean = x.mean(dtype=np.float64)
+  sums = np.bincount(place, x - mean)
+  error = np.sqrt(count / (count - 1) * np.sum(sums**2)) / len(x)
+  return Estimate(np.asarray(mean), np.asarray(error))

@@ -66,7 +66,7 @@ from prefjax.objectives.reference_free import (
   simpo,
   unlikelihood,
 )
-from prefjax.objectives.reward import bradley_terry
+from prefjax.objectives.reward import bradley_terry, step_cross_entropy
 from prefjax.objectives.scores import (
   log_prob,
   log_ratio,
@@ -114,6 +114,7 @@ _CATALOGUE = (
   sppo_hard,
   # reward models
   bradley_terry,
+  step_cross_entropy,
   # likelihood
   sft,
   # rollouts
@@ -211,6 +212,7 @@ __all__ = [
   'sppo_hard',
   'sppo_single',
   'squared',
+  'step_cross_entropy',
   'token_mean',
   'unflipped',
   'unlikelihood',

@@ -30,6 +30,7 @@ NEEDS = (
   'reference_logps',
   'old_logps',
   'step',
+  'step_label',
   'entropy',
   'collision',
   'kl',

@@ -1,10 +1,11 @@
-"""Reward models: scores of single responses, or logits of ordered pairs."""
+"""Reward models: scores of single responses or steps, or logits of ordered pairs."""
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from prefjax.errors import InputError
+from prefjax.objectives.aggregation import token_mean
 from prefjax.objectives.pairing import compare, on_scores, paired
 from prefjax.objectives.recipes import NonNegative, recipe
 from prefjax.types import (
@@ -45,6 +46,34 @@ def bradley_terry(
     )
     constants = jax.lax.stop_gradient((chosen - rejected, batch))
     return mean, measured | _quality(*constants)
+
+  return loss_fn
+
+
+@recipe(needs=('step_label', 'values'), logps=False)
+def step_cross_entropy() -> LossFn:
+  """-c log s(v) - (1 - c) log s(-v), mean over the labelled steps.
+
+  v is the value of the state after a step's last token, c in [0, 1] the step's label.
+  Math-Shepherd (arXiv:2312.08935), Eq. 2; where the last step alone has a label, the
+  outcome's, it is an outcome reward model, Eq. 1.
+  """
+
+  def loss_fn(outputs: Outputs, batch: PreferenceBatch):
+    check_batch(batch)
+    if outputs.values is None:
+      raise InputError('step_cross_entropy reads values, and this model gives none.')
+    counted = batch.mask & (batch.step_label >= 0)
+    label = jnp.where(counted, batch.step_label, 0.0)
+    value = jnp.where(counted, outputs.values[..., 1:], 0.0)
+    right, wrong = jax.nn.log_sigmoid(value), jax.nn.log_sigmoid(-value)
+    loss = token_mean(-label * right - (1.0 - label) * wrong, counted, batch.weight)
+    probability = jax.nn.sigmoid(jax.lax.stop_gradient(value))
+    agrees = ((probability > 0.5) == (label > 0.5)).astype(value.dtype)
+    return loss, {
+      'step_accuracy': token_mean(agrees, counted, batch.weight),
+      'step_brier': token_mean(jnp.square(probability - label), counted, batch.weight),
+    }
 
   return loss_fn
 

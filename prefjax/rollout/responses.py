@@ -39,6 +39,7 @@ class Writer:
   max_prompt: int
   max_tokens: int
   prompts_at_once: int
+  controls: Controls = FREE
 
   def draw(
     self, params: Any, prompts: Sequence[str], key: jax.Array
@@ -63,6 +64,7 @@ class Writer:
           keys,
           num_responses=self.num_responses,
           max_tokens=self.max_tokens,
+          controls=self.controls,
         )
       )
       samples = Samples(*(x[: len(some)] for x in samples))

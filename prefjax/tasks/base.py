@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Sequence
 import hashlib
 from typing import Protocol, runtime_checkable
 
-from jaxtyping import Float, Float64, Int32
+from jaxtyping import Float, Float64, Int, Int32
 import numpy as np
 from scipy import special
 
@@ -45,6 +45,34 @@ class Task(Protocol):
     self, prompts: Sequence[str], responses: Sequence[str]
   ) -> Float64[np.ndarray, ' n']:
     """`reward` of each prompt with its response."""
+    ...
+
+
+@runtime_checkable
+class Contest(Task, Protocol):
+  """A task whose truth is a game: which of two responses is preferred, and how often.
+
+  Preferences are a function of the responses' kinds alone, of which there are few.
+  """
+
+  KINDS: Sequence[str]
+
+  def kinds(self, prompt: str, responses: Sequence[str]) -> Int[np.ndarray, ' k']:
+    """The kind of each response to a prompt; defined on any text."""
+    ...
+
+  def game(self) -> Float64[np.ndarray, 'n n']:
+    """P(kind i beats kind j)."""
+    ...
+
+  def winner(self) -> Float64[np.ndarray, ' n']:
+    """The von Neumann winner of the game, as probabilities of the kinds."""
+    ...
+
+  def preferences(
+    self, prompt: str, responses: Sequence[str]
+  ) -> Float64[np.ndarray, 'k k']:
+    """P(response i beats response j)."""
     ...
 
 

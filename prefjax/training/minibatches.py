@@ -18,13 +18,14 @@ _TOKENS = (
   'reference_logps',
   'old_logps',
   'step',
+  'step_label',
   'rewards',
   'advantages',
   'returns',
   'correction',
 )
 _PAIRS = ('chosen', 'rejected', 'preference', 'pair_weight')
-_OUTSIDE = {'step': -1}  # what stands where no token is, if not 0
+_OUTSIDE = {'step': -1, 'step_label': -1.0}  # what stands where no token is, if not 0
 
 
 class Part(NamedTuple):

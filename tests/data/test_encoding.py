@@ -104,6 +104,54 @@ def test_response_is_cut_on_the_right_and_then_has_no_eos(limit, want, cut):
   assert counts['responses_truncated'] == cut
 
 
+NAN = float('nan')
+
+
+# 'abcde' and EOS are 6 tokens, of the steps ab, c and de; EOS belongs to the last.
+@pytest.mark.parametrize(
+  ('limit', 'sizes', 'labels'),
+  [
+    (9, [2, 1, 3], [1.0, 0.5, 0.0]),
+    (6, [2, 1, 3], [1.0, 0.5, 0.0]),
+    (5, [2, 1, 2], [1.0, 0.5, 0.0]),  # EOS is cut, the step is whole
+    (4, [2, 1, 1], [1.0, 0.5, NAN]),
+    (3, [2, 1, 0], [1.0, 0.5, NAN]),
+    (1, [1, 0, 0], [NAN, NAN, NAN]),
+  ],
+)
+def test_steps_end_with_their_tokens_and_lose_their_label_where_cut(
+  limit, sizes, labels
+):
+  steps = (('ab', 'c', 'de'), ('f',))
+  record = Record('p', ('abcde', 'f'), steps=steps, step_labels=((1, 0.5, 0), (NAN,)))
+  example, _ = encode(record, max_response=limit)
+  assert example.steps[0].tolist() == sizes
+  assert sum(sizes) == len(example.responses[0])
+  np.testing.assert_array_equal(example.step_labels[0], np.array(labels, np.float32))
+  assert np.isnan(example.step_labels[1]).all()
+  whole, _ = encode(Record('p', ('abcde', 'f')), max_response=limit)
+  assert lists(whole) == lists(example)
+  assert whole.steps is None
+
+
+def test_steps_of_plain_text_without_bos_lose_the_first_token():
+  record = Record('', ('abc',), steps=(('ab', 'c'),))
+  example, _ = encode(record, Letters(bos_id=None))
+  assert lists(example) == ([97], [[98, 99, 2]])
+  assert example.steps[0].tolist() == [1, 2]
+  assert example.step_labels is None
+
+
+def test_no_piece_of_a_tokenizer_lies_across_two_steps(tokenizer):
+  record = Record('hi', (' it is', ' it is'), steps=((' it is',), (' it i', 's')))
+  example, _ = encode(record, tokenizer, max_response=99)
+  whole, parted = (ids[:-1].tolist() for ids in example.responses)
+  assert whole != parted
+  assert tokenizer.decode(whole) == tokenizer.decode(parted)
+  first = parted[: example.steps[1][0]]
+  assert tokenizer.decode(first) == tokenizer.decode(tokenizer.encode(' it i'))
+
+
 @pytest.mark.parametrize('text', ['abcde', 'a', ''])
 @pytest.mark.parametrize('limit', [1, 2, 9])
 def test_a_prompt_alone_is_the_prompt_of_a_record(text, limit):

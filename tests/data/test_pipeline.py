@@ -189,6 +189,29 @@ def test_assemble_by_hand():
   assert batch.reference_logps is None
 
 
+def test_steps_stand_on_tokens_and_their_labels_on_the_last(tmp_path):
+  nan = float('nan')
+  records = [
+    Record(
+      'ab',
+      ('cde', 'f'),
+      steps=(('c', 'de'), ('f',)),
+      step_labels=((0.5, 1.0), (nan,)),
+    ),
+    Record('a', ('b',)),
+  ]
+  data = tiny.prepared(tmp_path / 'data', records)
+  batch = check_batch(assemble([data[0], data[1], None], Cell(3, 2, 3, 5), pairs=0))
+  nothing = [-1] * 5
+  np.testing.assert_array_equal(
+    batch.step,
+    [[[0, 1, 1, 1, -1], [0, 0, -1, -1, -1]], [nothing] * 2, [nothing] * 2],
+  )
+  np.testing.assert_array_equal(
+    batch.step_label, [[[0.5, -1, -1, 1, -1], nothing], [nothing] * 2, [nothing] * 2]
+  )
+
+
 def test_labels_and_win_rates_are_counted_from_pairs():
   # 0 beats 1 (0.75 to 0.25) and 2 for sure; 3 is in no pair
   example = Example(

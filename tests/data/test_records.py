@@ -1,3 +1,5 @@
+import math
+
 import pytest
 
 from prefjax.data import records
@@ -6,6 +8,7 @@ from prefjax.errors import InputError
 
 WHERE = 'train.jsonl, line 7'
 ABC = {'prompt': 'P', 'responses': ['a', 'b', 'c']}
+STEPS = ABC | {'steps': [['a'], ['b'], ['c']]}
 
 
 def transcript(*turns):
@@ -43,7 +46,40 @@ def transcript(*turns):
       ),
     ),
     ({'prompt': 'P', 'response': 'a'}, Record('P', ('a',))),
+    (
+      {
+        'prompt': 'P',
+        'responses': ['ab', 'c'],
+        'steps': [['a', 'b'], ['c']],
+        'step_labels': [[True, 0.25], [0]],
+      },
+      Record(
+        'P',
+        ('ab', 'c'),
+        steps=(('a', 'b'), ('c',)),
+        step_labels=((1.0, 0.25), (0.0,)),
+      ),
+    ),
     ({'text': 'once', 'prompt': None, 'id': 3}, Record('', ('once',))),
+    # Layouts of public files: GSM8K's graded solutions, and LLMBar's pairs.
+    (
+      {
+        'question': 'Q?',
+        'ground_truth': 'A: 4',
+        'small': {'is_correct': False, 'solution': 'A: 3'},
+        'large': {'is_correct': True, 'solution': 'A: 4'},
+        'other': {'is_correct': False, 'solution': 'A: 5'},
+      },
+      Record(
+        'Q?\n', ('A: 3', 'A: 4', 'A: 5'), (Pair(1, 0), Pair(1, 2)), (0.0, 1.0, 0.0)
+      ),
+    ),
+    (
+      {'input': 'Say a.', 'output_1': 'b', 'output_2': 'a', 'label': 2},
+      Record('Say a.\n', ('b', 'a'), (Pair(1, 0),)),
+    ),
+    # A form of our own is what it is, whatever else stands beside it.
+    (ABC | {'ground_truth': 'a'}, Record('P', ('a', 'b', 'c'))),
     # A list of one type, as Parquet has it, makes the indices floats.
     (
       ABC | {'pairs': [[1.0, 0.0, 0.5]]},
@@ -53,6 +89,12 @@ def transcript(*turns):
 )
 def test_each_form_by_hand(fields, want):
   assert records.from_fields(fields, WHERE) == want
+
+
+def test_an_unknown_label_of_a_step_is_not_a_number():
+  found = records.from_fields(STEPS | {'step_labels': [[None], [1], [0]]}, WHERE)
+  assert found.step_labels[1:] == ((1.0,), (0.0,))
+  assert math.isnan(found.step_labels[0][0])
 
 
 def test_transcripts_split_at_the_last_shared_turn():
@@ -127,6 +169,20 @@ def test_odd_transcripts_are_counted_not_errors(chosen, rejected, reason):
     (ABC | {'labels': [1, 0, 2]}, '`labels[2]` must be a number in [0, 1]'),
     (ABC | {'win_rates': [1, 0, True]}, '`win_rates[2]`'),
     (ABC | {'win_rates': [1, 'x', 0]}, 'got str'),
+    (ABC | {'steps': ['a', 'b', 'c']}, '`steps[0]` must be a list, got str'),
+    (ABC | {'steps': [['a'], ['b']]}, '`steps` must have one entry for each of the 3'),
+    (ABC | {'steps': [['a'], ['b'], ['d']]}, '`steps[2]` must join to response 2'),
+    (ABC | {'steps': [['a'], ['b', ''], ['c']]}, '`steps[1][1]` must not be empty'),
+    (ABC | {'step_labels': [[1], [0], [1]]}, '`step_labels` need the `steps`'),
+    (STEPS | {'step_labels': [[1], [0], [1, 1]]}, 'each of the 1 steps, got 2'),
+    (STEPS | {'step_labels': [[1], [2], [1]]}, '`step_labels[1][0]` must be a number'),
+    ({'ground_truth': 'A', 'question': 'Q'}, 'no field holds a `solution`'),
+    (
+      {'ground_truth': 'A', 'question': 'Q', 'm': {'is_correct': 1, 'solution': 's'}},
+      '`m.is_correct` must be true or false, got 1',
+    ),
+    ({'output_1': 'a', 'output_2': 'b', 'input': 'P', 'label': 0}, 'got 0'),
+    ({'output_1': 'a', 'input': 'P', 'label': 1}, '`output_2` is missing'),
   ],
 )
 def test_refused_with_place_rule_and_offender(fields, said):

@@ -92,6 +92,31 @@ def test_bad_line_names_file_and_line(tmp_path, line, said):
   assert said in str(error.value)
 
 
+def test_json_is_one_array(tmp_path):
+  path = tmp_path / 'a.json'
+  path.write_text(json.dumps(ROWS, indent=2))
+  assert list(sources.read(f'json:{path}')) == RECORDS
+  path.write_text(json.dumps([*ROWS, {'text': ''}]))
+  with pytest.raises(InputError, match=rf'a\.json, entry {len(ROWS)}: .*not be empty'):
+    list(sources.read(f'json:{path}'))
+
+
+@pytest.mark.parametrize(
+  ('content', 'said'),
+  [
+    (b'[{"text": "x"}', 'must be JSON in UTF-8'),
+    (b'\xff', 'must be JSON in UTF-8'),
+    (b'{"text": "x"}', 'one JSON array of objects'),
+    (b'[1]', 'one JSON array of objects'),
+  ],
+)
+def test_what_is_no_array_of_objects_is_refused(tmp_path, content, said):
+  path = tmp_path / 'a.json'
+  path.write_bytes(content)
+  with pytest.raises(InputError, match=said):
+    list(sources.rows(f'json:{path}'))
+
+
 @pytest.mark.parametrize('damage', ['cut', 'not gzip'])
 def test_damaged_gzip(tmp_path, damage):
   path = tmp_path / 'a.jsonl.gz'
@@ -309,6 +334,19 @@ def test_summeval_real_file(real_file):
   rows = list(sources.read(f'jsonl:{path}'))
   assert len(rows) == 373
   assert {row.pairs for row in rows} == {(Pair(0, 1, 1.0),)}
+
+
+def test_gsm8k_solutions_real_file(real_file):
+  rows = list(sources.read(f'jsonl:{real_file("gsm8k/example_model_solutions.jsonl")}'))
+  assert len(rows) == 1319
+  assert sum(len(row.pairs) for row in rows) == 2429
+  assert sum(bool(row.pairs) for row in rows) == 731
+
+
+def test_llmbar_real_file(real_file):
+  rows = list(sources.read(f'json:{real_file("llmbar/Natural.json")}'))
+  assert len(rows) == 100
+  assert {row.pairs for row in rows} == {(Pair(0, 1),), (Pair(1, 0),)}
 
 
 def test_parquet_of_chat_messages_is_refused_by_name(real_file):

@@ -63,3 +63,25 @@ def test_one_value_has_no_spread():
 def test_pairs_must_pair_up():
   with pytest.raises(InputError, match=r'\(3,\) and \(2,\)'):
     statistics.paired_difference(np.ones(3), np.zeros(2))
+
+
+def test_clusters_by_hand():
+  """Residuals 0.4 + 0.4 and -0.6 - 0.2 in two clusters: sqrt(2 (0.64 + 0.64)) / 4."""
+  got = statistics.clustered_mean(
+    np.array([1.0, 0.0, 1.0, 0.4]), np.array([3, 7, 3, 7])
+  )
+  assert got.mean == pytest.approx(0.6)
+  assert got.standard_error == pytest.approx(0.4)
+
+
+def test_clusters_of_one_are_independent_values():
+  x = np.random.default_rng(0).normal(size=20)
+  alone = statistics.clustered_mean(x, np.arange(20))
+  np.testing.assert_allclose(alone, statistics.mean_and_standard_error(x), rtol=1e-12)
+  twice = statistics.clustered_mean(np.repeat(x, 2), np.repeat(np.arange(20), 2))
+  np.testing.assert_allclose(twice, alone, rtol=1e-12)  # a copy says nothing new
+
+
+def test_one_cluster_has_no_spread():
+  with pytest.raises(InputError, match='at least 2 clusters, got 1'):
+    statistics.clustered_mean(np.arange(3.0), np.zeros(3, int))

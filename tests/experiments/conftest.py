@@ -8,13 +8,14 @@ from typing import NamedTuple
 from absl import flags
 import pytest
 
-from experiments import check, dpo, grpo, launch, plan, rm, sft, tabular
+from experiments import check, dpo, grpo, launch, plan, rm, sft, sppo, tabular
 
 MAINS = {
   'dpo': dpo.main,
   'grpo': grpo.main,
   'rm': rm.main,
   'sft': sft.main,
+  'sppo': sppo.main,
   'check': check.main,
   'plan': plan.main,
   'tabular': tabular.main,

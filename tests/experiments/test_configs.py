@@ -14,7 +14,9 @@ from prefjax.models import decoder
 FOLDER = Path('experiments/configs')
 # Everything learns from pairs: labels and win rates are counted from them.
 LEARNT = sorted(
-  name for name, r in objectives.RECIPES.items() if not {'scores', 'rewards'} & r.needs
+  name
+  for name, r in objectives.RECIPES.items()
+  if not {'scores', 'rewards', 'step_label'} & r.needs
 )
 ROLLED = sorted(
   name

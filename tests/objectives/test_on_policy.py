@@ -277,7 +277,8 @@ each_recipe = pytest.mark.parametrize('name', RECIPES)
 def test_every_recipe_is_in_a_table_of_laws():
   tables = (laws.CASES, CASES)
   covered = {case.recipe for table in tables for case in table.values()}
-  assert covered == set(objectives.RECIPES)
+  alone = {'step_cross_entropy'}  # test_step_labels
+  assert covered | alone == set(objectives.RECIPES)
 
 
 # Batches ----------------------------------------------------------------------

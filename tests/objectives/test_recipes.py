@@ -25,6 +25,7 @@ NOTHING = [
   'reinforce_pp',
   'rloo',
   'sft',
+  'step_cross_entropy',
 ]
 BETA_ALONE = [
   'aot',
@@ -197,6 +198,7 @@ def one_pair():
       weight=np.ones((1, 2), np.float32),
       label=np.array([[1.0, 0.0]], np.float32),
       win_rate=np.array([[0.75, 0.25]], np.float32),
+      step_label=np.array([[[1.0], [0.0]]], np.float32),
       reference_logps=np.zeros((1, 2, 1), np.float32),
       chosen=np.zeros((1, 1), np.int32),
       rejected=np.ones((1, 1), np.int32),

@@ -1,5 +1,6 @@
 """Responses as groups: whose noise they have, and where their rewards stand."""
 
+import dataclasses
 import functools
 import itertools
 
@@ -335,3 +336,11 @@ def test_a_writers_noise_is_that_of_the_place_in_the_list(prompts_at_once):
   keys = [row for call in sampler.calls for row in key_data(call[3])]
   own = [jax.random.fold_in(jax.random.key(3), i) for i in range(5)]
   assert keys[:5] == key_data(jnp.stack(own))
+  assert {call[4] for call in sampler.calls} == {FREE}
+
+
+def test_a_writer_hands_its_controls_on():
+  sampler, controls = Scripted(), Controls(temperature=0.7, top_p=0.9)
+  own = dataclasses.replace(writer(sampler, 2), controls=controls)
+  list(own.draw({}, ['a', 'bb'], jax.random.key(3)))
+  assert [call[4] for call in sampler.calls] == [controls]

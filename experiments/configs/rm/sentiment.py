@@ -5,7 +5,8 @@
 The trunk is the reference that wrote the pairs, its head starts at 0. The run ends with
 held-out accuracy, calibration and the bias to length.
 
-Variants: `smoke`, for a run of seconds.
+Variants: `smoke`, for a run of seconds. `--config.reads=pair` trains a model that reads
+two responses at once.
 """
 
 from experiments.configs import blocks
@@ -19,5 +20,7 @@ def get_config(variant=''):
   config.log.entropy = False  # no next token is predicted
   config.train.steps = min(config.train.steps, 150)
   config.train.update(eval_every=config.train.steps // 2)
-  del config.evaluation
+  config.evaluation = dict(sources=())  # further pairs to be judged on
+  config.reads = 'response'  # or `pair`: two responses at once
+  config.ensemble = 1  # members, whose scores are averaged
   return config
