@@ -16,7 +16,7 @@ from prefjax.training.chips import Chip
 _GIB = 2**30
 _UPDATES = ('update', 'accumulate', 'apply')
 # Forwards that the backward pass does again.
-_RECOMPUTED = {'none': 0, 'dots': 0, 'full': 1}
+_RECOMPUTED = {'none': 0, 'dots': 0, 'mixed': 1, 'full': 1}
 HEADER = (
   '| topology | chips | prompts an update | peak GiB a chip | received GiB a chip '
   '| update >= s | tokens/s a chip <= |\n|---|---|---|---|---|---|---|'

@@ -54,7 +54,7 @@ class DecoderConfig:
   global_first: int = 0
   attention: str = 'blocked'
   layout: Literal['shared', 'plain'] = 'shared'
-  remat: Literal['none', 'dots', 'full'] = 'none'
+  remat: Literal['none', 'dots', 'mixed', 'full'] = 'none'
   dtype: str = 'float32'
   param_dtype: str = 'float32'
 
@@ -63,6 +63,11 @@ class DecoderConfig:
       raise InputError(
         f'model.num_heads must be a multiple of model.num_kv_heads, got '
         f'{self.num_heads} and {self.num_kv_heads}.'
+      )
+    if self.attention == 'splash' and self.window is not None:
+      raise InputError(
+        f'model.attention=splash has no windows, and the model looks back '
+        f'model.window={self.window} positions.'
       )
     for name, known in _KNOWN.items():
       if getattr(self, name) not in known:
@@ -87,9 +92,9 @@ _KNOWN = {
   'position': ('rotary', 'rotary_interleaved', 'learned'),
   'rope_scaling': ('none', 'linear', 'llama3'),
   'mlp': ('silu_gated', 'gelu_gated', 'gelu', 'gelu_tanh'),
-  'attention': tuple(attention.IMPLEMENTATIONS),
+  'attention': (*attention.IMPLEMENTATIONS, 'splash'),
   'layout': ('shared', 'plain'),
-  'remat': ('none', 'dots', 'full'),
+  'remat': ('none', 'dots', 'mixed', 'full'),
   'dtype': ('float32', 'bfloat16', 'float64'),
   'param_dtype': ('float32', 'bfloat16', 'float64'),
 }

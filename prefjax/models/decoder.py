@@ -12,13 +12,17 @@ from jaxtyping import Array, Float, Int
 from prefjax.errors import InputError
 from prefjax.models import attention
 from prefjax.models.config import DecoderConfig
-from prefjax.models.layers import Block, Norm, angles, frequencies, rotate
+from prefjax.models.layers import MIXED, Block, Norm, angles, frequencies, rotate
 from prefjax.models.sharding import constrain
+from prefjax.models.splash import splash
 from prefjax.types import Head, PreferenceBatch
 
 _NO_WINDOW = jnp.iinfo(jnp.int32).max
+_ATTENTION = {**attention.IMPLEMENTATIONS, 'splash': splash}
 _REMAT = {
   'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+  # Attention is not done again, projections are: for long rows.
+  'mixed': jax.checkpoint_policies.save_only_these_names(MIXED),
   'full': jax.checkpoint_policies.nothing_saveable,
 }
 
@@ -134,7 +138,7 @@ class Decoder(nnx.Module):
     """Attention as the config has it."""
     config = self.config
     scale = config.attention_scale or config.head_dim**-0.5
-    return attention.IMPLEMENTATIONS[config.attention](
+    return _ATTENTION[config.attention](
       query,
       key,
       value,

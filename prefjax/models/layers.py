@@ -5,6 +5,7 @@ from typing import Any
 
 from flax import nnx
 import jax
+from jax.ad_checkpoint import checkpoint_name
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
@@ -14,6 +15,8 @@ from prefjax.models.sharding import constrain
 # Mixes the tokens of one layer: (query, key, value, carry) -> (mixed, carry, kept).
 # The forward, the prefill and a decoding step differ in nothing else.
 Mixer = Callable[[Array, Array, Array, Any], tuple[Array, Any, Any]]
+
+MIXED = 'mixed'  # what attention gives, by the name that remat policies know
 
 _GATES = {
   'silu_gated': jax.nn.silu,
@@ -136,6 +139,7 @@ class Attention(nnx.Module):
     if self.qk_norm:
       query, key = self.query_norm(query), self.key_norm(key)
     mixed, carry, kept = mixer(turn(query), turn(key), value, carry)
+    mixed = checkpoint_name(mixed, MIXED)
     return self.out(mixed.reshape(*x.shape[:-1], -1)), carry, kept
 
 

@@ -13,6 +13,7 @@ from experiments import (
   dpo,
   grpo,
   launch,
+  plan,
   prm,
   report,
   rm,
@@ -30,11 +31,12 @@ MAINS = {
   'sft': sft.main,
   'sppo': sppo.main,
   'check': check.main,
+  'plan': plan.main,
   'tabular': tabular.main,
 }
 COMMANDS = {'report': report.main, 'sweep': sweep.main}
 OWN = {
-  *('config', 'workdir', 'cache', 'out', 'publish'),
+  *('config', 'workdir', 'cache', 'out', 'publish', 'topology', 'search'),
   *('experiment', 'storage', 'jobs', 'dry_run', 'heartbeat', 'worker'),
 }
 

@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+import shutil
 import signal
 import socket
 import subprocess
@@ -82,6 +83,11 @@ def wait_for(path: Path, lines: int, run: list[subprocess.Popen]) -> None:
     time.sleep(0.01)
 
 
+def with_cache(folder: Path, other: Path) -> None:
+  """The same reference and pairs: a rounding decides what a policy draws."""
+  shutil.copytree(folder / 'cache', other / 'cache')
+
+
 def assert_close(folder: Path, other: Path) -> None:
   """The same run to float tolerance: metrics of every step, and parameters."""
   one, two = lasting(folder), lasting(other)
@@ -110,6 +116,7 @@ def test_two_processes_are_the_run_of_one(whole, tmp_path):
   assert 'report: ' in written[0]
   assert 'report: ' not in written[1]
   assert 'fsdp 2, tensor 2; whole on each' in written[0]
+  with_cache(folder, tmp_path)
   finish(tmp_path, name, *CUT, processes=1)
   assert_close(folder / 'run', tmp_path / 'run')
 
@@ -117,6 +124,7 @@ def test_two_processes_are_the_run_of_one(whole, tmp_path):
 @pytest.mark.slow
 def test_sigterm_at_one_saves_everywhere_at_one_step(whole, tmp_path):
   name, folder, _ = whole
+  with_cache(folder, tmp_path)
   run = start(tmp_path, name, *CUT)
   wait_for(tmp_path / 'run' / 'metrics.jsonl', 3, run)
   run[1].send_signal(signal.SIGTERM)
@@ -136,6 +144,7 @@ def test_a_killed_process_ends_the_other_and_the_run_goes_on_elsewhere(
   whole, tmp_path, victim
 ):
   name, folder, _ = whole
+  with_cache(folder, tmp_path)
   run = start(tmp_path, name, *CUT)
   wait_for(tmp_path / 'run' / 'metrics.jsonl', 3, run)
   run[victim].kill()
