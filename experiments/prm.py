@@ -49,8 +49,9 @@ def validate(config: Config) -> None:
     build.validate(member.config)
   process_table.validate(config)
   bench(config)
+  pools.segment(config)
   if build.embedded_task(config['data']['source']) is None:
-    pools.read(config)
+    process_table.pooled(config, pools.read(config).held_out.records)
 
 
 def _check(config: Config, member: Member) -> None:
