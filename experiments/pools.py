@@ -100,8 +100,9 @@ def with_steps(record: Record, cut: Segment) -> Record:
 def drawn(config: Config, cache: Path, task: Task, author: Author) -> Split:
   """The policy's responses to a task's prompts, with outcomes and exact step labels."""
   data, pool = config['data'], config['pool']
-  limits = {name: data[name] for name in ('max_prompt', 'max_response')}
-  key = [data['source'], config['seed'], limits, pool, author.identity]
+  names = ('source', 'prompts', 'held_out', 'max_prompt', 'max_response')
+  asked = {name: data[name] for name in names}
+  key = [config['seed'], asked, pool, author.identity]
   folder = cache / f'pool-{fingerprint([*key, author.tokenizer.fingerprint])}'
   sizes = (
     ('train', data['prompts'], pool['responses']),
