@@ -9,6 +9,7 @@ import numpy as np
 
 from experiments.build import Config
 from experiments.compiled import Program, Shapes, bytes_here
+from prefjax.data.pipeline import assemble
 from prefjax.models.sharding import AXES
 from prefjax.training import monitor
 from prefjax.training.chips import Chip
@@ -75,9 +76,13 @@ class Plan(NamedTuple):
   @property
   def flops(self) -> float:
     """Of one update, on all devices, without what is computed again."""
-    return self.shapes.micro_batches * monitor.training_flops(
-      self.shapes.model.config, _Full(*self.shapes.cell)
+    cell = self.shapes.cell
+    full = assemble([None] * cell.p, cell, pairs=0).replace(
+      prompt_length=np.full(cell.p, cell.l),
+      response_length=np.full((cell.p, cell.k), cell.t),
     )
+    once = monitor.training_flops(self.shapes.model.config, full)
+    return self.shapes.micro_batches * once
 
   @property
   def received(self) -> float | None:
@@ -239,11 +244,3 @@ class Plan(NamedTuple):
       f'| {self.topology} | {self.chips} | {prompts} | {peak:.2f} | {sent} | '
       f'{bound:.3f} | {speed:.0f} |'
     )
-
-
-class _Full:
-  """The lengths of a cell whose rows are all full: what FLOPs are counted on."""
-
-  def __init__(self, p: int, k: int, l: int, t: int):
-    self.prompt_length = np.full(p, l)
-    self.response_length = np.full((p, k), t)

@@ -13,7 +13,7 @@ KINDS = (
   'all-to-all',
   'collective-permute',
 )
-_BYTES = {'pred': 1, 'bf': 2, 'f': 1 / 8, 's': 1 / 8, 'u': 1 / 8, 'c': 1 / 8}
+_BYTES = {'pred': 1.0, 'bf': 2.0, 'f': 1 / 8, 's': 1 / 8, 'u': 1 / 8, 'c': 1 / 8}
 _ARRAY = re.compile(r'\b(pred|bf|f|s|u|c)(\d*)(?:e\d\w*)?\[([\d,]*)\]')
 _CALLED = re.compile(r'(calls|to_apply|body|condition)=%?([\w.\-]+)')
 _BRANCHES = re.compile(r'branch_computations=\{([^}]*)\}')

@@ -17,14 +17,14 @@ from test_runs import lasting
 RUNS = {
   'dpo': (
     '--config=experiments/configs/dpo/sentiment.py:smoke',
-    '--config.train.steps=300',
-    '--config.train.save_every=50',
-    '--config.train.eval_every=100',
+    '--config.train.steps=80',
+    '--config.train.save_every=10',
+    '--config.train.eval_every=40',
     '--config.optimizer.learning_rate=1e-5',
   ),
   'grpo': ('--config=tests/experiments/busy.py', '--config.train.iterations=12'),
 }
-SEEN = {'dpo': 60, 'grpo': 4}  # lines of metrics before a run is disturbed
+SEEN = {'dpo': 12, 'grpo': 4}  # lines of metrics before a run is disturbed
 LIMIT = 240  # seconds of one start
 HEARTBEAT = 10  # seconds
 TOLERANCE = 2e-5
@@ -72,7 +72,12 @@ def start(folder: Path, name: str, *flags: str, processes=2) -> list[subprocess.
 
 def ended(run: list[subprocess.Popen]) -> list[str]:
   """What the processes of a run wrote, once all have ended."""
-  return [process.communicate(timeout=LIMIT)[0] for process in run]
+  try:
+    return [process.communicate(timeout=LIMIT)[0] for process in run]
+  finally:
+    for process in run:
+      process.kill()
+      process.wait()
 
 
 def finish(folder: Path, name: str, *flags: str, processes=2) -> list[str]:
