@@ -15,6 +15,7 @@ import jax
 import numpy as np
 
 from experiments import build, dpo, sft
+from experiments.adapted import Trained
 from experiments.build import Config, Model, Split
 from prefjax.data import prepare
 from prefjax.data.mismatched import mismatched
@@ -181,7 +182,9 @@ class SelfPlay:
       batches = dpo.scored(
         config, folder, self.clock, self.say, step, params, identity, batches
       )
-    setting = dpo.Setting(model, self.tokenizer, params, step, Split(batches, None))
+    setting = dpo.Setting(
+      model, self.tokenizer, params, Trained(model, params), step, Split(batches, None)
+    )
     dpo.check_step_zero(setting, self.say if t == 1 else lambda line: None)
     loop = Loop(
       step=step,

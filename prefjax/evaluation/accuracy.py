@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from jaxtyping import Bool, Float64
+from jaxtyping import Bool, Float, Float64
 import numpy as np
 
 from prefjax.errors import InputError
@@ -29,16 +29,19 @@ def pass_at_k(right: Bool[np.ndarray, 'p n'], k: int) -> Float64[np.ndarray, ' p
 
 
 def majority(
-  answers: Sequence[Sequence[str]], right: Bool[np.ndarray, 'p n']
+  answers: Sequence[Sequence[str]],
+  right: Bool[np.ndarray, 'p n'],
+  weights: Float[np.ndarray, 'p n'] | None = None,
 ) -> Float64[np.ndarray, ' p']:
   """maj@n: the share of right ones among the commonest answers; ties are split.
 
   Which answers are the same is decided by their text, which of them are right by the
-  verifier.
+  verifier. With weights the commonest answer is that whose responses weigh most.
   """
   found = []
-  for row, correct in zip(answers, right, strict=True):
-    _, index, counts = np.unique(row, return_inverse=True, return_counts=True)
+  for i, (row, correct) in enumerate(zip(answers, right, strict=True)):
+    _, index = np.unique(row, return_inverse=True)
+    counts = np.bincount(index, None if weights is None else weights[i])
     best = np.flatnonzero(counts == counts.max())
     found.append(np.mean([correct[index == i].mean() for i in best]))
   return np.asarray(found, np.float64)

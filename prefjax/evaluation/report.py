@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 
 from prefjax.errors import InputError
-from prefjax.evaluation import page, plots
-from prefjax.evaluation.plots import Series
+from prefjax.evaluation import page, plots, runs
 from prefjax.evaluation.statistics import Estimate
 from prefjax.training import metrics, processes
 
@@ -33,6 +32,7 @@ def write_report(
   notes: Sequence[str] = (),
   rollouts: bool = False,
   images: Mapping[str, tuple[bytes, str, str]] | None = None,
+  tables: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
 ) -> Path:
   """Writes `report/` with PNG plots and `index.html`; returns the page's path.
 
@@ -49,21 +49,30 @@ def write_report(
       several columns.
     notes: sentences for the end of the page.
     rollouts: the run learnt from its own samples: steps are its iterations.
-    images: further pictures by file name, as (PNG, title, caption).
+    images: further pictures by file name, as (PNG, title, caption). A run that gives
+      some may be without metrics of its own.
+    tables: more results, by heading.
   """
   if not processes.first():
     return workdir / 'report' / 'index.html'
-  series = _series(_rows(workdir / 'metrics.jsonl'))
+  path = workdir / 'metrics.jsonl'
+  series = runs.series(_rows(path)) if path.exists() or not images else {}
   drawn = {**(images or {}), **_images(series, points, frontier, rollouts)}
-  temporary = workdir / 'report.tmp'
+  results = {'Results': table} | dict(tables or {})
+  sections = _sections(workdir, series, list(drawn.values()), results, notes)
+  files = {f'{name}.png': image[0] for name, image in drawn.items()}
+  return write_folder(workdir / 'report', page.render(title, sections), files)
+
+
+def write_folder(folder: Path, text: str, files: Mapping[str, bytes]) -> Path:
+  """Writes a page and files beside it, in the place of what was there; its path."""
+  temporary = folder.with_name(f'{folder.name}.tmp')
   shutil.rmtree(temporary, ignore_errors=True)
-  temporary.mkdir()
-  for name, (png, _, _) in drawn.items():
-    (temporary / f'{name}.png').write_bytes(png)
-  sections = _sections(workdir, series, list(drawn.values()), table, notes)
-  text = page.render(title, sections)
+  temporary.mkdir(parents=True)
+  for name, data in files.items():
+    (temporary / name).write_bytes(data)
   (temporary / 'index.html').write_text(text, encoding='utf-8')
-  return _put_in_place(temporary, workdir / 'report') / 'index.html'
+  return _put_in_place(temporary, folder) / 'index.html'
 
 
 def _put_in_place(temporary, folder):
@@ -84,16 +93,6 @@ def _rows(path):
   return metrics.read(path)
 
 
-def _series(rows):
-  names = sorted({name for row in rows for name in row} - {'step'})
-  series = {}
-  for name in names:
-    found = [(row['step'], row[name]) for row in rows if name in row]
-    steps, values = zip(*found, strict=True)
-    series[name] = Series(np.array(steps), np.array(values))
-  return series
-
-
 def _images(series, points, frontier, rollouts):
   """(PNG, title, caption) by file name."""
   images = {}
@@ -109,10 +108,12 @@ def _images(series, points, frontier, rollouts):
   return images
 
 
-def _sections(workdir, series, images, table, notes):
-  if isinstance(table, Mapping):
-    table = [{'result': name, 'value': value} for name, value in table.items()]
-  sections = [page.section('Results', page.table(table))] if table else []
+def _sections(workdir, series, images, results, notes):
+  sections = [
+    page.section(heading, page.table(_table_rows(table)))
+    for heading, table in results.items()
+    if table
+  ]
   metrics = {n: s for n, s in series.items() if not n.startswith(_CLOCK)}
   clock = {n: s for n, s in series.items() if n.startswith(_CLOCK)}
   if metrics:
@@ -129,6 +130,12 @@ def _sections(workdir, series, images, table, notes):
     ]
     sections.append(page.section('Time', page.table(rows)))
   return sections
+
+
+def _table_rows(table):
+  if isinstance(table, Mapping):
+    return [{'result': name, 'value': value} for name, value in table.items()]
+  return table
 
 
 def _summary(series):

@@ -12,6 +12,8 @@ class DecoderConfig:
   """The shape of a decoder; `layer_is_global` says which layers have no window.
 
   A window counts positions. `rotary_fraction` is the share of a head that rotates.
+  `rope_scaling` stretches rotary angles by the four numbers after it; layers with
+  `local_rope_theta`, a base of their own for those with a window, are left as they are.
   Soft caps bound scores and logits by `cap * tanh(x / cap)`. `dtype` is that of
   computing; parameters are kept in `param_dtype`.
   """
@@ -32,6 +34,11 @@ class DecoderConfig:
   rotary_fraction: float = 1.0
   rope_theta: float = 10_000.0
   local_rope_theta: float | None = None
+  rope_scaling: Literal['none', 'linear', 'llama3'] = 'none'
+  rope_factor: float = 1.0
+  rope_low_factor: float = 1.0
+  rope_high_factor: float = 4.0
+  rope_original_positions: int = 8192
   mlp: Literal['silu_gated', 'gelu_gated', 'gelu', 'gelu_tanh'] = 'silu_gated'
   parallel_residual: bool = False
   qkv_bias: bool = False
@@ -44,6 +51,7 @@ class DecoderConfig:
   logit_soft_cap: float | None = None
   window: int | None = None
   global_every: int | None = None
+  global_first: int = 0
   attention: str = 'blocked'
   layout: Literal['shared', 'plain'] = 'shared'
   remat: Literal['none', 'dots', 'mixed', 'full'] = 'none'
@@ -72,15 +80,17 @@ class DecoderConfig:
     """Which layers look at everything; the others look back `window` positions."""
     if self.window is None:
       return (True,) * self.num_layers
-    every = self.global_every
+    first, every = self.global_first, self.global_every
     return tuple(
-      every is not None and (layer + 1) % every == 0 for layer in range(self.num_layers)
+      layer < first or (every is not None and (layer + 1) % every == 0)
+      for layer in range(self.num_layers)
     )
 
 
 _KNOWN = {
   'norm': ('rms', 'rms_plus_one', 'layer'),
   'position': ('rotary', 'rotary_interleaved', 'learned'),
+  'rope_scaling': ('none', 'linear', 'llama3'),
   'mlp': ('silu_gated', 'gelu_gated', 'gelu', 'gelu_tanh'),
   'attention': (*attention.IMPLEMENTATIONS, 'splash'),
   'layout': ('shared', 'plain'),

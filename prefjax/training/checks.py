@@ -84,12 +84,12 @@ def refuse(checks: list[Check]) -> None:
 def widened(batch: PreferenceBatch, by: int = 8) -> PreferenceBatch:
   """The same batch in arrays that are `by` tokens longer in both blocks."""
 
-  def right(x):
-    return np.pad(x, ((0, 0), (0, 0), (0, by)))
+  def right(x, value):
+    return np.pad(x, ((0, 0), (0, 0), (0, by)), constant_values=value)
 
-  names = ('responses', 'mask', 'reference_logps', 'old_logps')
+  names = ('responses', 'mask', 'reference_logps', 'old_logps', 'step', 'step_label')
   longer: Mapping[str, Any] = {
-    name: right(np.asarray(getattr(batch, name)))
+    name: right(np.asarray(getattr(batch, name)), -1 if 'step' in name else 0)
     for name in names
     if getattr(batch, name) is not None
   }

@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Int
 import numpy as np
 
 from prefjax.models.config import DecoderConfig
@@ -44,17 +45,31 @@ class Compilations:
       self.seconds += duration
 
 
-def training_flops(config: DecoderConfig, batch: PreferenceBatch) -> float:
+def training_flops(
+  config: DecoderConfig, batch: PreferenceBatch, *, passes: int = 3
+) -> float:
   """FLOPs that one update needs: three forwards' worth, padding not counted.
 
-  A forward takes 2 FLOPs a weight and token (prompts once, the head on response
-  tokens alone) and 4 n h a layer for every query-key pair that attention sees.
-  Counted analytically: a compiler's own count takes a scanned layer once.
+  Two `passes` are those of adapters beside frozen weights, themselves not counted.
   """
   real = batch.response_length.any(axis=1)  # filling has no response
   prompt = np.where(real, batch.prompt_length, 0)
-  prompt = prompt.astype(np.float64)
-  response = np.asarray(batch.response_length, np.float64)
+  return passes * forward_flops(config, prompt, batch.response_length)
+
+
+def forward_flops(
+  config: DecoderConfig,
+  prompt_length: Int[Any, ' p'],
+  response_length: Int[Any, 'p k'],
+) -> float:
+  """FLOPs of a forward over prompts and their responses, or of sampling them.
+
+  It takes 2 FLOPs a weight and token (prompts once, the head on response
+  tokens alone) and 4 n h a layer for every query-key pair that attention sees.
+  Counted analytically: a compiler's own count takes a scanned layer once.
+  """
+  prompt = np.asarray(prompt_length, np.float64)
+  response = np.asarray(response_length, np.float64)
   tokens = prompt.sum() + response.sum()
   heads = config.num_heads * config.head_dim
   keys = config.num_kv_heads * config.head_dim
@@ -65,7 +80,7 @@ def training_flops(config: DecoderConfig, batch: PreferenceBatch) -> float:
     response * prompt[:, None] + response * (response + 1) / 2
   ).sum()
   forward = 2 * config.num_layers * (layer * tokens + 2 * heads * seen)
-  return 3 * (forward + 2 * head * response.sum())
+  return forward + 2 * head * response.sum()
 
 
 def peak_flops(dtype: str) -> float:

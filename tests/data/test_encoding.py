@@ -123,7 +123,9 @@ def test_steps_end_with_their_tokens_and_lose_their_label_where_cut(
   limit, sizes, labels
 ):
   steps = (('ab', 'c', 'de'), ('f',))
-  record = Record('p', ('abcde', 'f'), steps=steps, step_labels=((1, 0.5, 0), (NAN,)))
+  record = Record(
+    'p', ('abcde', 'f'), steps=steps, step_labels=((1.0, 0.5, 0.0), (NAN,))
+  )
   example, _ = encode(record, max_response=limit)
   assert example.steps[0].tolist() == sizes
   assert sum(sizes) == len(example.responses[0])

@@ -177,7 +177,7 @@ def test_math_shepherd_real_file(real_file):
   path = real_file('openr_samples/samples_math-shepherd.jsonl')
   found = list(solutions.read(f'jsonl:{path}', 'math_shepherd'))
   assert [len(s.steps) for s in found] == [5, 3, 2, 5, 5, 2, 3]
-  assert [s.first_error for s in found] == [4, 0, 1, 0, 1, 1, 0]
+  assert [s.first_error for s in found] == [4, 0, 0, 0, 1, 0, 0]
   assert all(s.problem.endswith(('.', '?')) for s in found)
 
 

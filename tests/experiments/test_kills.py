@@ -14,13 +14,18 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 from test_runs import lasting
+
+from prefjax.training import metrics
 
 FULL = os.environ.get('PREFJAX_KILLS') == 'full'
 CONFIGS = {
   'dpo': f'experiments/configs/dpo/sentiment.py{"" if FULL else ":smoke"}',
   'grpo': 'tests/experiments/busy.py',
+  'prm': 'tests/experiments/short.py',
+  'sppo': f'experiments/configs/sppo/cycle.py:sppo{"" if FULL else ",smoke"}',
 }
 LIMIT = 1200 if FULL else 300  # seconds of one start
 
@@ -49,9 +54,37 @@ _GRPO: dict[str, Seen] = {
   'saving': _DPO['saving'],
   'reporting': _DPO['reporting'],
 }
-PHASES = {'dpo': _DPO, 'grpo': _GRPO}
+_PRM: dict[str, Seen] = {
+  'rolling out': lambda cache, run: any(cache.glob('pool-*/*/*.tmp-*')),
+  'training': lambda cache, run: lines(run / 'dpo' / 'metrics.jsonl') > 1,
+  'continuing': lambda cache, run: any(cache.glob('continued-*/*.tmp-*')),
+  'scoring': lambda cache, run: any((run / 'mc_soft').glob('scores-*.tmp-*')),
+  'reporting': _DPO['reporting'],
+}
+_SPPO: dict[str, Seen] = {
+  'sampling': lambda cache, run: any(run.glob('iteration-1/responses.jsonl.tmp')),
+  'training': lambda cache, run: lines(run / 'iteration-1' / 'metrics.jsonl') > 3,
+  'second iteration': lambda cache, run: (
+    lines(run / 'iteration-2' / 'metrics.jsonl') > 3
+  ),
+  'comparing': lambda cache, run: (run / 'compared.jsonl').exists(),
+}
+PHASES = {'dpo': _DPO, 'grpo': _GRPO, 'prm': _PRM, 'sppo': _SPPO}
 AGAIN = ('reference training', 'training', 'saving') if FULL else ()
 DELAYS = {'reference training': 12.0, 'training': 12.0, 'evaluating': 9.0}  # seconds
+
+
+def models_of(run: Path) -> dict:
+  """What must be bit-identical of a run of several models."""
+  found = {name: (run / name).read_text() for name in ('DONE', 'tables.json')}
+  for model in ('dpo', 'mc_soft'):
+    found[model] = [
+      {k: v for k, v in row.items() if not k.startswith('time/')}
+      for row in metrics.read(run / model / 'metrics.jsonl')
+    ]
+    with np.load(run / model / 'scores-pool' / 'steps.npz') as file:
+      found[f'{model} scores'] = {key: file[key].tobytes() for key in file}
+  return found
 
 
 def start(folder: Path, name: str) -> subprocess.Popen:
@@ -104,4 +137,5 @@ def test_a_run_killed_in_every_phase_ends_with_the_same_bits(tmp_path, name):
   for phase in sorted((*phases, *again), key=phases.index):
     kill_in(phase, tmp_path / 'killed', name, draw)
   finish(tmp_path / 'killed', name)
-  assert lasting(tmp_path / 'killed' / 'run') == lasting(tmp_path / 'whole' / 'run')
+  keeps = models_of if name == 'prm' else lasting
+  assert keeps(tmp_path / 'killed' / 'run') == keeps(tmp_path / 'whole' / 'run')

@@ -47,9 +47,11 @@ def reference(values, batch):
 def test_by_hand(x64):
   values = np.zeros((1, 1, 4))
   values[0, 0, 1:] = np.log([3.0, 9.0, 1.0])  # probabilities 3/4, 9/10 and 1/2
-  batch = jax.tree.map(lambda x: x[:1, :1], random_batch()[1])
-  batch = batch.replace(
+  batch = PreferenceBatch(
+    prompts=np.zeros((1, 2), int),
     responses=np.zeros((1, 1, 3), int),
+    prompt_length=np.array([2]),
+    response_length=np.array([[3]]),
     mask=np.ones((1, 1, 3), bool),
     weight=np.ones((1, 1)),
     step_label=np.array([[[1.0, -1.0, 0.5]]]),

@@ -213,7 +213,9 @@ def test_step_rewards_of_rollouts_add_up_to_the_outcome(rollouts, how):
   real = np.arange(12) < batch.response_length[..., None]
   np.testing.assert_array_equal(step >= 0, real)
   rewards, present = process.implicit_rewards(
-    policy, reference, step, beta=0.3, num_steps=int(step.max()) + 1
+    *map(jnp.asarray, (policy, reference, step)),
+    beta=0.3,
+    num_steps=int(step.max()) + 1,
   )
   total = 0.3 * np.sum(policy - reference, axis=-1, where=real, dtype=np.float64)
   np.testing.assert_allclose(

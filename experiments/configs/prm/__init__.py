@@ -1,0 +1,1 @@
+"""Experiments as data: one file each, its docstring the label."""
