@@ -40,9 +40,13 @@ def trained(config: Config, model: Model, params: Any, mesh: Any) -> Trained:
   if lora is None:
     return Trained(model, params)
   key = jax.random.fold_in(jax.random.key(config['seed']), _PURPOSE)
-  adapters = lora_lib.initial_params(model.config, lora, key)
-  adapted = model._replace(
+  adapters = build.placed(lora_lib.initial_params(model.config, lora, key), mesh)
+  return Trained(with_adapters(model, lora), adapters, params, lora)
+
+
+def with_adapters(model: Model, lora: Lora) -> Model:
+  """The model that runs on its parameters and those of adapters, joined."""
+  return model._replace(
     graph=lora_lib.create(model.config, lora)[0],
     forward=lora_lib.forward(model.config, lora),
   )
-  return Trained(adapted, build.placed(adapters, mesh), params, lora)

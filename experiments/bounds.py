@@ -7,10 +7,10 @@ import jax
 import jaxlib
 import numpy as np
 
+from experiments import build
 from experiments.build import Config
 from experiments.compiled import Program, Shapes, bytes_here
 from prefjax.models.sharding import AXES
-from prefjax.training import monitor
 from prefjax.training.chips import Chip
 
 _GIB = 2**30
@@ -38,8 +38,10 @@ class Plan(NamedTuple):
   @property
   def state(self) -> dict[str, int]:
     """Bytes a device of what lives through the run."""
-    state = self.shapes.state
+    state, frozen = self.shapes.state, self.shapes.step.frozen
+    base = {} if frozen is None else {'frozen parameters': bytes_here(frozen)}
     return {
+      **base,
       'parameters': bytes_here(state['params']),
       'optimiser state': bytes_here(state['optimizer']),
       'parameters that it began with': bytes_here(state['params']),
@@ -50,7 +52,8 @@ class Plan(NamedTuple):
     state = self.state
     taken = ('update', 'apply')
     moments = 0 if name in taken else state['optimiser state']
-    return moments + state['parameters that it began with']
+    base = state.get('frozen parameters', 0) if name == 'apply' else 0
+    return base + moments + state['parameters that it began with']
 
   def peak(self, name: str) -> int | None:
     """Bytes a device while a program runs; None where it does not fit."""
@@ -75,8 +78,8 @@ class Plan(NamedTuple):
   @property
   def flops(self) -> float:
     """Of one update, on all devices, without what is computed again."""
-    return self.shapes.micro_batches * monitor.training_flops(
-      self.shapes.model.config, _Full(*self.shapes.cell)
+    return self.shapes.micro_batches * build.flops(self.config)(
+      _Full(*self.shapes.cell)
     )
 
   @property
@@ -97,7 +100,7 @@ class Plan(NamedTuple):
     shape = self.shapes.model.config
     mesh = self.shapes.step.mesh
     parts = 1 if mesh is None else mesh.shape['tensor']
-    leaves = jax.tree.leaves(self.shapes.state['params'])
+    leaves = jax.tree.leaves((self.shapes.step.frozen, self.shapes.state['params']))
     once = sum(leaf.size for leaf in leaves) * jax.numpy.dtype(shape.dtype).itemsize
     passes = 2 + _RECOMPUTED[shape.remat]
     kept = self.state['parameters'] + self.state['optimiser state']

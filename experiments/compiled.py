@@ -9,12 +9,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import build, rollouts
+from experiments import adapted, build, rollouts
 from experiments.build import Config, Model
 from prefjax.data.buckets import Cell
 from prefjax.data.pipeline import assemble
 from prefjax.errors import InputError
 from prefjax.models import decoder, heads, sharding
+from prefjax.models import lora as lora_lib
 from prefjax.rollout import decoding
 from prefjax.training import hlo
 from prefjax.training import mesh as meshes
@@ -52,22 +53,28 @@ class Shapes(NamedTuple):
 
 def shapes(config: Config, mesh: jax.sharding.Mesh | None) -> Shapes:
   """The longest micro-batch of a config and the state that it updates."""
-  model = build.model(config)
+  model, lora, frozen = build.model(config), build.lora(config), None
+  if lora is not None:
+    frozen = laid(decoder.create(model.config)[1], mesh)
+    model = adapted.with_adapters(model, lora)
   online = isinstance(build.plan(config), OnlinePlan)
   objective = build.objective(config)
   if objective.needs & {'values', 'scores'}:
     model = model._replace(forward=heads.forward(model.forward))
-  step = build.step(config, model, mesh)
+  step = build.step(config, model, mesh, frozen)
   cell, count = _cell(config, meshes.data_shards(mesh))
   batch = laid(_batch(config, step, cell, online), mesh, meshes.batch_shardings)
-  return Shapes(step, model, _state(model, step), cell, count, batch)
+  return Shapes(step, model, _state(model, step, lora), cell, count, batch)
 
 
-def _state(model, step):
+def _state(model, step, lora):
   needs = step.objective.needs
 
   def create(key):
-    params = decoder.initial_params(model.config, key)
+    if lora is None:
+      params = decoder.initial_params(model.config, key)
+    else:
+      params = lora_lib.initial_params(model.config, lora, key)
     if needs & {'values', 'scores'}:
       params = heads.with_scalar(params, model.config.width)
     return initial_state(params, step.optimizer)
@@ -139,12 +146,12 @@ def update(found: Shapes) -> dict[str, Program]:
   step, state, batch = found.step, found.state, found.batch
   numbers = laid(hyper(step.objective, step.optimizer), None)
   if found.micro_batches == 1:
-    return {'update': _program(step._fused, state, batch, numbers)}
-  params = state['params']
+    return {'update': _program(step._fused, step.frozen, state, batch, numbers)}
   weight = step._weigh.shapes(batch, numbers)
-  carry = step._start.shapes(params, batch, weight, numbers)
+  arguments = (step.frozen, state['params'], batch, weight, numbers)
+  carry = step._start.shapes(*arguments)
   return {
-    'accumulate': _program(step._accumulate, carry, params, batch, weight, numbers),
+    'accumulate': _program(step._accumulate, carry, *arguments),
     'apply': _program(step._apply, state, carry, numbers),
   }
 
@@ -154,7 +161,8 @@ def rollout(config: Config, found: Shapes) -> dict[str, Program]:
   mesh, size, data = found.step.mesh, config['rollout'], config['data']
   drawer = rollouts.decoder_sampler(config, found.model, mesh, (0,), 0)
   controls = rollouts.controls(config)
-  params, numbers = heads.trunk(found.state['params']), laid(controls.numbers(), None)
+  whole = lora_lib.joined(found.step.frozen, found.state['params'])
+  params, numbers = heads.trunk(whole), laid(controls.numbers(), None)
   new = jax.eval_shape(
     partial(_admission, size['slots'] or size['prompts'], data['max_prompt'])
   )
