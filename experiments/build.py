@@ -5,6 +5,7 @@ built once, by whichever run comes first.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+import dataclasses
 import functools
 import json
 import math
@@ -292,6 +293,19 @@ def checkpoint(config: Config, mesh: jax.sharding.Mesh | None) -> dict[str, Any]
     InputError: where it is not there, or is another model.
   """
   folder = sources.find(f'{config["policy"]["checkpoint"]}/config.json').parent
+  _, published = hub.read_config(folder, **config['model'])
+  # What the config leaves to its family's default must be the checkpoint's too.
+  own = dataclasses.asdict(model_configs.create(**config['model']))
+  other = {
+    name: value
+    for name, value in dataclasses.asdict(published).items()
+    if value != own[name]
+  }
+  if other:
+    raise InputError(
+      f'The model in {folder} has {other}, the config '
+      f'{ {name: own[name] for name in other} }: give model.* the first.'
+    )
   where = None
   if mesh is not None:
     where = functools.partial(sharding.shardings, mesh=mesh)
