@@ -5,8 +5,6 @@ built once, by whichever run comes first.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-import dataclasses
-import functools
 import json
 import math
 from pathlib import Path
@@ -27,7 +25,7 @@ from prefjax.data.records import Record, Skipped
 from prefjax.data.tokenizers import SentencePiece, Tokenizer
 from prefjax.errors import InputError
 from prefjax.models import config as model_configs
-from prefjax.models import decoder, hub, sharding
+from prefjax.models import decoder, sharding
 from prefjax.models import lora as lora_lib
 from prefjax.models.config import DecoderConfig
 from prefjax.models.lora import Lora
@@ -284,32 +282,6 @@ def lora(config: Config) -> Lora | None:
   if not options['rank']:
     return None
   return Lora(**{**options, 'targets': tuple(options['targets'])})
-
-
-def checkpoint(config: Config, mesh: jax.sharding.Mesh | None) -> dict[str, Any]:
-  """The parameters of `policy.checkpoint`, which must be of the config's model.
-
-  Raises:
-    InputError: where it is not there, or is another model.
-  """
-  folder = sources.find(f'{config["policy"]["checkpoint"]}/config.json').parent
-  _, published = hub.read_config(folder, **config['model'])
-  # What the config leaves to its family's default must be the checkpoint's too.
-  own = dataclasses.asdict(model_configs.create(**config['model']))
-  other = {
-    name: value
-    for name, value in dataclasses.asdict(published).items()
-    if value != own[name]
-  }
-  if other:
-    raise InputError(
-      f'The model in {folder} has {other}, the config '
-      f'{ {name: own[name] for name in other} }: give model.* the first.'
-    )
-  where = None
-  if mesh is not None:
-    where = functools.partial(sharding.shardings, mesh=mesh)
-  return hub.load(folder, shardings=where, **config['model'])[1]
 
 
 def mesh(config: Config, devices: Any = None) -> jax.sharding.Mesh | None:

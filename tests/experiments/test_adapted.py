@@ -8,7 +8,7 @@ import originals
 import pytest
 from test_runs import lasting
 
-from experiments import build, export, sft
+from experiments import export, published, sft
 from prefjax.errors import InputError
 from prefjax.models import decoder, hub
 from prefjax.training.checkpoints import Checkpoints
@@ -109,9 +109,9 @@ def test_a_checkpoint_must_be_the_model_of_the_config():
   config = {'policy': {'checkpoint': str(originals.GOLDEN / 'llama3')}}
   # Its base of rotary angles is not the family's default.
   with pytest.raises(InputError, match=r"'rope_theta': 500\.0.*'rope_theta': 10000\.0"):
-    build.checkpoint(config | {'model': sizes}, None)
+    published.checkpoint(config | {'model': sizes}, None)
   with pytest.raises(InputError, match=r'model\.num_heads is 2.* has 4'):
-    build.checkpoint(config | {'model': sizes | dict(num_heads=2)}, None)
+    published.checkpoint(config | {'model': sizes | dict(num_heads=2)}, None)
   model = sizes | dict(rope_theta=500.0, attention='dense')
-  params = build.checkpoint(config | {'model': model}, None)
+  params = published.checkpoint(config | {'model': model}, None)
   assert params['embedding'].shape == (19, 8)
