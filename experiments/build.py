@@ -5,6 +5,7 @@ built once, by whichever run comes first.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+import functools
 import json
 import math
 from pathlib import Path
