@@ -34,6 +34,14 @@ def test_a_plan_for_fake_devices(command, tmp_path):
   assert not (tmp_path / 'run').exists()
 
 
+def test_a_plan_of_adapters_holds_the_base_once(command, tmp_path):
+  lora = ('--config.lora.rank=4', "--config.lora.targets=('*.down',)")
+  result = plan(command, tmp_path, ARITHMETIC, '--topology=cpu:8', *lora)
+  assert result.code == 0, result.err
+  assert 'frozen parameters' in result.out
+  assert 'decode, by' in result.out
+
+
 def test_a_plan_of_rollouts_has_them_too(command, tmp_path):
   result = plan(command, tmp_path, ARITHMETIC, '--topology=cpu:8')
   assert result.code == 0, result.err
