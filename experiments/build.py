@@ -5,6 +5,7 @@ built once, by whichever run comes first.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+import functools
 import json
 import math
 from pathlib import Path
@@ -26,8 +27,11 @@ from prefjax.data.tokenizers import SentencePiece, Tokenizer
 from prefjax.errors import InputError
 from prefjax.models import config as model_configs
 from prefjax.models import decoder, sharding
+from prefjax.models import lora as lora_lib
 from prefjax.models.config import DecoderConfig
+from prefjax.models.lora import Lora
 from prefjax.training import mesh as meshes
+from prefjax.training import monitor
 from prefjax.training.loop import MovingReference, Plan
 from prefjax.training.online import OnlinePlan
 from prefjax.training.optimizers import Optimizer
@@ -62,13 +66,26 @@ def embedded_task(source: str) -> tasks.Task | None:
   return tasks.get(name) if scheme == 'task' else None
 
 
+def data_seed(config: Config) -> int:
+  """The seed of what is trained on: `data.seed`, or the run's own.
+
+  Runs that share it share documents, prompts, responses, labels and the reference, as
+  the seeds of a paper's sweep do.
+  """
+  seed = config['data'].get('seed', -1)
+  return config['seed'] if seed < 0 else seed
+
+
 def validate(config: Config) -> None:
   """Refuses a config before anything is computed, compiled or written.
 
   Raises:
     InputError: naming the key.
   """
-  model_configs.create(**config['model'])
+  shape = model_configs.create(**config['model'])
+  adapters = lora(config)
+  if adapters is not None:
+    lora_lib.create(shape, adapters)
   objective(config), optimizer(config), plan(config)
   tokenizer_path(config)
   shards = meshes.data_shards(mesh(config))
@@ -86,13 +103,14 @@ def source_fingerprint(config: Config) -> str:
   source = config['data']['source']
   if embedded_task(source) is not None:
     return fingerprint([source, prefjax.__version__])
-  return sources.fingerprint(source)
+  found, columns = sources.fingerprint(source), config['records']['columns']
+  return fingerprint([found, columns]) if columns else found
 
 
 def read(config: Config) -> Split:
   """The records of `data.source`; `data.held_out` of them are held out."""
   data = config['data']
-  records = list(sources.read(data['source']))
+  records = list(sources.read(data['source'], columns=config['records']['columns']))
   usable = [r for r in records if isinstance(r, Record)]
   skipped = [r for r in records if isinstance(r, Skipped)]
   train, rest = held_out(usable, data['held_out'], data['source'])
@@ -131,7 +149,7 @@ def likelihood_records(config: Config) -> Split:
     *(
       [
         Record(prompt=prompt, responses=(response,), pairs=())
-        for prompt, response in task.documents(config['seed'], count, split)
+        for prompt, response in task.documents(data_seed(config), count, split)
       ]
       for split, count in counts
     )
@@ -146,20 +164,21 @@ def questions(config: Config) -> Split:
     counts = (('train', data['prompts']), ('test', data['held_out']))
     return Split(
       *(
-        [Question(prompt) for prompt in task.prompts(config['seed'], count, split)]
+        [Question(prompt) for prompt in task.prompts(data_seed(config), count, split)]
         for split, count in counts
       )
     )
-  templates = {name: data[name] for name in ('prompt', 'solution')}
-  found = list(questions_lib.read(data['source'], **templates))
+  options = {name: data[name] for name in ('prompt', 'solution')}
+  options['columns'] = config['records']['columns']
+  found = list(questions_lib.read(data['source'], **options))
   if data['held_out_source']:
-    return Split(found, list(questions_lib.read(data['held_out_source'], **templates)))
+    return Split(found, list(questions_lib.read(data['held_out_source'], **options)))
   return held_out(found, data['held_out'], data['source'])
 
 
 def _solved(part: list[Question]) -> Records:
   return [
-    Record(prompt=question.prompt, responses=(question.solution,), pairs=())
+    Record(question.prompt, (question.solution,), messages=question.messages)
     for question in part
     if question.solution
   ]
@@ -178,7 +197,9 @@ def preferred(
     ]
     for response in dict.fromkeys(best):
       yield Record(
-        prompt=record.prompt, responses=(record.responses[response],), pairs=()
+        prompt=record.prompt,
+        responses=(record.responses[response],),
+        messages=record.messages,
       )
 
 
@@ -190,7 +211,7 @@ def tokenizer(config: Config, cache: Path, records: Records) -> Tokenizer:
   """
   path, size = tokenizer_path(config), config['model']['vocab_size']
   if path is not None:
-    found = tokenizers.load(path)
+    found = tokenizers.load(path, chat=config['records']['chat'])
   else:
     texts = [
       text
@@ -207,8 +228,8 @@ def tokenizer(config: Config, cache: Path, records: Records) -> Tokenizer:
     )
   if found.vocab_size > size:
     raise InputError(
-      f'model.vocab_size={size} is too small: the tokenizer has '
-      f'{found.vocab_size} pieces.'
+      f'model.vocab_size={size} is too small: the tokenizer has {found.vocab_size} '
+      'pieces, so it is not that of this model.'
     )
   return found
 
@@ -216,6 +237,8 @@ def tokenizer(config: Config, cache: Path, records: Records) -> Tokenizer:
 def tokenizer_path(config: Config) -> Path | None:
   """The file of `tokenizer.path`, or None where one is to be trained."""
   path = config['tokenizer']['path']
+  if config['records']['chat'] and not path:
+    raise InputError('records.chat needs the tokenizer.path of one with a template.')
   return sources.find(path) if path else None
 
 
@@ -244,8 +267,22 @@ def model(config: Config) -> Model:
   shape = model_configs.create(**config['model'])
   data = config['data']
   decoder.check_positions(shape, data['max_prompt'] + data['max_response'])
+  return _model(shape)
+
+
+@functools.lru_cache(maxsize=8)
+def _model(shape: DecoderConfig) -> Model:
+  # One object a shape: runs of one process share what is compiled of it.
   graph, _ = decoder.create(shape)
   return Model(shape, graph, decoder.forward(graph))
+
+
+def lora(config: Config) -> Lora | None:
+  """The adapters of `config.lora`, or None where all parameters are trained."""
+  options = dict(config['lora'])
+  if not options['rank']:
+    return None
+  return Lora(**{**options, 'targets': tuple(options['targets'])})
 
 
 def mesh(config: Config, devices: Any = None) -> jax.sharding.Mesh | None:
@@ -315,10 +352,19 @@ def plan(config: Config) -> Plan | OnlinePlan:
 
 
 def moving(config: Config) -> MovingReference | None:
-  """How the reference moves, of `config.reference`; None where it stays."""
+  """How the reference moves, of `config.reference`; None where it stays.
+
+  Raises:
+    InputError: where adapters were to be mixed, whose product is no mixture.
+  """
   options = config['reference']
   if not options['move_every']:
     return None
+  if lora(config) is not None and options['move_mix'] != 1:
+    raise InputError(
+      f'reference.move_mix={options["move_mix"]} mixes parameters, and the product of '
+      'two mixed adapters is not the mixture: with lora.rank it must be 1.'
+    )
   return MovingReference(every=options['move_every'], mix=options['move_mix'])
 
 
@@ -327,7 +373,9 @@ def objective(config: Config) -> objectives.Objective:
   return objectives.create(**config['objective'])
 
 
-def step(config: Config, model: Model, mesh: jax.sharding.Mesh | None) -> Step:
+def step(
+  config: Config, model: Model, mesh: jax.sharding.Mesh | None, frozen: Any = None
+) -> Step:
   """The jitted functions of a config's objective on its model."""
   return Step(
     forward=model.forward,
@@ -335,7 +383,16 @@ def step(config: Config, model: Model, mesh: jax.sharding.Mesh | None) -> Step:
     optimizer=optimizer(config),
     mesh=mesh,
     want=('entropy',) if config['log']['entropy'] else (),
+    frozen=frozen,
   )
+
+
+def flops(config: Config) -> Callable[[Any], float]:
+  """The floating-point operations of an update on a batch."""
+  shape = model_configs.create(**config['model'])
+  # What is frozen takes no gradient, but passes one on.
+  passes = 3 if lora(config) is None else 2
+  return lambda batch: monitor.training_flops(shape, batch, passes=passes)
 
 
 def batches(

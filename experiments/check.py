@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments import build, launch
+from experiments import adapted, build, launch
 from experiments.build import Config, Split
 from prefjax.data.pipeline import Batches
 from prefjax.data.records import Pair, Record
@@ -30,22 +30,24 @@ def main(config: Config, workdir: Path, cache: Path) -> None:
   """Prints each check; a wrong one ends the run with exit code 1."""
   del workdir
   model, mesh = build.model(config), build.mesh(config)
-  step = build.step(config, model, mesh)
+  objective = build.objective(config)
   records = build.likelihood_records(config)
   tokenizer = build.tokenizer(config, cache, records.train)
-  if 'pairs' in step.objective.needs:
+  if 'pairs' in objective.needs:
     records = _pairs(config, records)
   key = ['check', build.source_fingerprint(config), config['data']]
   data = build.prepared(config, cache, tokenizer, records, key)
   build.say_counts(data, print)
-  needs = sorted(step.objective.needs) or ['nothing beside log-probs']
-  print(f'objective: {step.objective.name} needs {", ".join(needs)}')
+  needs = sorted(objective.needs) or ['nothing beside log-probs']
+  print(f'objective: {objective.name} needs {", ".join(needs)}')
   batches = build.batches(config, data.train, mesh, tokenizer.pad_id)
   print(f'tokens: {_round_trip(batches, tokenizer)}')
   batch = batches.at(0)[0]
   if mesh is not None:
     batch = place_batch(batch, mesh)
-  params = decoder.initial_params(model.config, jax.random.key(config['seed']))
+  base = decoder.initial_params(model.config, jax.random.key(config['seed']))
+  trained = adapted.trained(config, model, build.placed(base, mesh), mesh)
+  step, params = build.step(config, trained.model, mesh, trained.frozen), trained.params
   if 'reference_logps' in step.objective.needs:
     logps = np.asarray(step.score(params, batch).logps)
     batch = batch.replace(reference_logps=logps)

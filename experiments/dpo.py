@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 import jax
 import jaxlib
 
-from experiments import build, evaluate, launch, preferences, sft
+from experiments import adapted, build, evaluate, launch, preferences, sft
+from experiments.adapted import Trained
 from experiments.build import Config, Model, Split
 from prefjax.data.pipeline import Batches
 from prefjax.data.tokenizers import Tokenizer
@@ -32,14 +33,14 @@ class Setting(NamedTuple):
   model: Model
   tokenizer: Tokenizer
   reference: Any  # parameters
+  trained: Trained
   step: Step
   batches: Split
 
 
 def main(config: Config, workdir: Path, cache: Path) -> None:
   """Reference, preferences, stored log-probs, training, evaluation, report."""
-  for part in (config, sft.likelihood_config(config)):
-    build.validate(part)
+  sft.validate(config)
   preferences.check(config)
   build.moving(config)
   run = sft.opened(config, workdir)
@@ -58,11 +59,12 @@ def main(config: Config, workdir: Path, cache: Path) -> None:
     folder=run.folder,
     clock=clock,
     description=config['objective']['name'],
-    flops=lambda batch: monitor.training_flops(setting.model.config, batch),
+    flops=build.flops(config),
     peak=monitor.peak_flops(setting.model.config.dtype),
     wandb_project=config['log']['wandb'] or None,
   )
-  params, evaluation = loop.run(setting.reference)
+  params, evaluation = loop.run(setting.trained.params)
+  params = setting.trained.merged(params)
   sft.save_final(run.folder, config['train']['steps'], params)
   evaluate.finish(config, run, setting, params, evaluation, clock)
   sft.print_summary(run)
@@ -79,14 +81,17 @@ def prepare(config: Config, cache: Path, clock: PhaseClock, say: Say) -> Setting
     config, cache, clock, model, tokenizer, reference, identity
   )
   build.say_counts(data, say)
-  step = build.step(config, model, mesh)
+  trained = adapted.trained(config, model, reference, mesh)
+  step = build.step(config, trained.model, mesh, trained.frozen)
   batches = [build.batches(config, part, mesh, tokenizer.pad_id) for part in data]
   if 'reference_logps' in step.objective.needs and build.moving(config) is None:
+    # By the base alone, so that runs with and without adapters share them.
+    scorer = step if trained.lora is None else build.step(config, model, mesh)
     batches = [
-      scored(config, cache, clock, say, step, reference, identity, part)
+      scored(config, cache, clock, say, scorer, reference, identity, part)
       for part in batches
     ]
-  return Setting(model, tokenizer, reference, step, Split(*batches))
+  return Setting(model, tokenizer, reference, trained, step, Split(*batches))
 
 
 def scored(
@@ -125,10 +130,10 @@ def check_step_zero(setting: Setting, say: Say) -> None:
     batch = place_batch(batch, setting.step.mesh)
   needs = setting.step.objective.needs
   if 'reference_logps' in needs and batch.reference_logps is None:
-    logps = setting.step.score(setting.reference, batch).logps
+    logps = setting.step.score(setting.trained.params, batch).logps
     batch = batch.replace(reference_logps=logps)
   numbers = hyper(setting.step.objective, setting.step.optimizer)
-  found = checks.step_zero(setting.step, setting.reference, batch, numbers)
+  found = checks.step_zero(setting.step, setting.trained.params, batch, numbers)
   for check in found:
     say(f'step 0: {check}')
   checks.refuse(found)

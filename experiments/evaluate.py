@@ -8,14 +8,16 @@ import numpy as np
 
 from experiments import build
 from prefjax.errors import TrainingError
+from prefjax.evaluation.best_of import divergence_bound
 from prefjax.evaluation.report import write_report
+from prefjax.evaluation.runs import EVALUATION
 from prefjax.evaluation.statistics import Estimate
 from prefjax.evaluation.true_reward import Comparison, Judge
 from prefjax.rollout.responses import Writer
 from prefjax.rollout.sampler import DecoderSampler
 from prefjax.training import processes
 from prefjax.training.metrics import PhaseClock
-from prefjax.training.workdir import Run, append_samples
+from prefjax.training.workdir import Run, append_samples, write_json
 
 _CHECK = 'frontier check'
 _SEED = 1_000_003  # evaluation's noise has its own seed beside the run's
@@ -39,6 +41,7 @@ def finish(
         build.on_one_device(params), build.on_one_device(setting.reference)
       )
     summary |= summarise(comparison)
+    write_json(run.folder / EVALUATION, details(comparison))
     path = run.folder / 'samples.jsonl'
     processes.shared(lambda: path.unlink(missing_ok=True))
     rows = ({'step': config['train']['steps'], **s} for s in comparison.samples)
@@ -68,7 +71,7 @@ def judge(config: Mapping[str, Any], task: Any, setting: Any) -> Judge:
     task=task,
     forward=setting.model.forward,
     writer=writer,
-    prompts=task.prompts(config['seed'] + _SEED, options['prompts'], 'test'),
+    prompts=task.prompts(build.data_seed(config) + _SEED, options['prompts'], 'test'),
     seed=config['seed'] + _SEED,
   )
 
@@ -93,6 +96,25 @@ def summarise(comparison: Comparison) -> dict[str, Any]:
       comparison.frontier.kl[comparison.frontier.drawn].max()
     ),
     _CHECK: 'passed' if passed else 'FAILED',
+  }
+
+
+def details(comparison: Comparison) -> dict[str, Any]:
+  """What a report over several runs reads beside their summaries."""
+  line = comparison.frontier
+  names = ('betas', 'kl', 'reward', 'reward_se', 'drawn')
+  return {
+    'frontier': {name: getattr(line, name) for name in names},
+    'prompts': comparison.by_prompt,
+    'best_of': [
+      {
+        'n': n,
+        'reward': float(found.mean),
+        'reward_se': float(found.standard_error),
+        'kl_at_most': divergence_bound(n),
+      }
+      for n, found in comparison.best_of.items()
+    ],
   }
 
 

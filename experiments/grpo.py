@@ -8,20 +8,22 @@ import contextlib
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from experiments import build, launch, reward_models, rollouts, sft
+from experiments import adapted, build, launch, reward_models, rollouts, sft
+from experiments.adapted import Trained
 from experiments.build import Config, Model, Split
 from experiments.rollouts import Rollouts
-from prefjax.data import buckets, sources
+from prefjax.data import buckets
 from prefjax.data.tokenizers import Tokenizer
 from prefjax.errors import InputError
 from prefjax.evaluation.report import write_report
-from prefjax.models import heads, hub
+from prefjax.models import heads
 from prefjax.rewards.journal import Journal
 from prefjax.training import mesh as meshes
 from prefjax.training import monitor, processes
 from prefjax.training.metrics import PhaseClock
 from prefjax.training.minibatches import Cutter
 from prefjax.training.online import OnlineLoop
+from prefjax.training.process import ProcessModel
 from prefjax.training.step import Step
 from prefjax.training.workdir import Run
 
@@ -44,11 +46,12 @@ def main(config: Config, workdir: Path, cache: Path) -> None:
     return
   clock = PhaseClock()
   setting = prepare(config, cache, clock, print)
+  trained = what_is_trained(config, setting)
   with contextlib.ExitStack() as stack:
-    made = rolled(config, run, setting, stack)
-    loop = online_loop(config, run, setting, made, clock)
-    params, evaluation = loop.run(start_params(config, setting))
-  sft.save_final(run.folder, config['train']['iterations'], params)
+    made = rolled(config, run, setting, trained, stack)
+    loop = online_loop(config, run, setting, trained, made, clock)
+    params, evaluation = loop.run(trained.params)
+  sft.save_final(run.folder, config['train']['iterations'], trained.merged(params))
   with clock('report'):
     title = f'{config["objective"]["name"]} on {config["data"]["source"]}'
     write_report(run.folder, title=title, table=evaluation, rollouts=True)
@@ -65,15 +68,9 @@ def validate(config: Config) -> None:
   objective = build.objective(config)
   if 'rewards' not in objective.needs or objective.name == 'critic':
     raise InputError(f'{objective.name} does not learn from rollouts.')
-  if 'step' in objective.needs:
-    raise InputError(
-      'objective.supervision=process needs step rewards, which no reward here gives.'
-    )
-  build.validate(config)
+  sft.validate(config)
   rollouts.controls(config), rollouts.collector(config), rollouts.correction(config)
   rollouts.check_rewards(config)
-  if not config['policy']['checkpoint']:
-    build.validate(sft.likelihood_config(config))
   size, at_once = (config['rollout'][k] for k in ('group_size', 'responses_at_once'))
   if at_once < 0 or (at_once and size % at_once):
     raise InputError(
@@ -93,33 +90,23 @@ def prepare(
   config: Config, cache: Path, clock: PhaseClock, say: Callable[[str], None]
 ) -> Setting:
   """The first policy, from a checkpoint or by maximum likelihood, and the questions."""
-  model, given = build.model(config), config['policy']['checkpoint']
+  model, mesh = build.model(config), build.mesh(config)
   with clock('data'):
     # Before a policy is trained, so that a prompt that does not fit is told at once.
-    records = () if given else build.likelihood_records(config).train
+    published = config['policy']['checkpoint']
+    records = () if published else build.likelihood_records(config).train
     tokenizer = build.tokenizer(config, cache, records)
     asked = rollouts.encoded(config, tokenizer, build.questions(config), say)
-  if given:
-    policy = checkpoint_policy(config, model)
-  else:
-    policy, tokenizer = sft.reference_policy(config, cache, clock, say)
-  return Setting(model, tokenizer, policy, asked)
-
-
-def checkpoint_policy(config: Config, model: Model) -> Any:
-  """The policy of a Hugging Face folder, whose shape must be that of the config."""
-  name = config['policy']['checkpoint']
-  folder = sources.find(f'{name}/config.json').parent
-  shape, params = hub.load(folder)
-  for key in ('vocab_size', 'width', 'num_layers', 'num_heads', 'num_kv_heads'):
-    got, wanted = getattr(shape, key), getattr(model.config, key)
-    if got != wanted:
-      raise InputError(f'model.{key}={wanted}, but the checkpoint {name} has {got}.')
-  return params
+  policy, tokenizer = sft.reference_policy(config, cache, clock, say)
+  return Setting(model, tokenizer, build.placed(policy, mesh), asked)
 
 
 def rolled(
-  config: Config, run: Run, setting: Setting, stack: contextlib.ExitStack
+  config: Config,
+  run: Run,
+  setting: Setting,
+  trained: Trained,
+  stack: contextlib.ExitStack,
 ) -> Rollouts:
   """The rollouts; their pool of verifiers and their journal end with the stack."""
   scorer = stack.enter_context(rollouts.scorer(config))
@@ -130,11 +117,14 @@ def rolled(
     for name, workdir in config['rewards']['models'].items()
   }
   judges = Split(
-    *(rollouts.judge(config, scorer, models, written) for written in (decided, None))
+    *(
+      rollouts.judge(config, scorer, models, written, setting.tokenizer.decode)
+      for written in (decided, None)
+    )
   )
   return rollouts.create(
     config,
-    setting.model,
+    trained,
     setting.tokenizer,
     build.mesh(config),
     setting.asked,
@@ -142,26 +132,32 @@ def rolled(
   )
 
 
-def start_params(config: Config, setting: Setting) -> Any:
-  """The policy's parameters, with a value head where it shares its trunk."""
-  params = build.placed(setting.policy, build.mesh(config))
-  if 'values' in build.objective(config).needs:
-    return heads.with_scalar(params, setting.model.config.width)
-  return params
+def what_is_trained(config: Config, setting: Setting) -> Trained:
+  """The policy, or its adapters, with a value head where it shares its trunk."""
+  trained = adapted.trained(config, setting.model, setting.policy, build.mesh(config))
+  if 'values' not in build.objective(config).needs:
+    return trained
+  valued = heads.with_scalar(trained.params, setting.model.config.width)
+  return trained._replace(params=valued)
 
 
 def online_loop(
-  config: Config, run: Run, setting: Setting, made: Rollouts, clock: PhaseClock
+  config: Config,
+  run: Run,
+  setting: Setting,
+  trained: Trained,
+  made: Rollouts,
+  clock: PhaseClock,
 ) -> OnlineLoop:
   """The loop of a config, with a critic of its own where the objective has one."""
-  mesh, model = build.mesh(config), setting.model
+  mesh, model, frozen = build.mesh(config), trained.model, trained.frozen
   objective = build.objective(config)
   valued = model._replace(forward=heads.forward(model.forward))
   shared = 'values' in objective.needs
   separate = config['objective'].get('trunk') == 'separate'
-  params = start_params(config, setting)
+  critic_params = heads.with_scalar(heads.trunk(trained.params), model.config.width)
   return OnlineLoop(
-    step=build.step(config, valued if shared else model, mesh),
+    step=build.step(config, valued if shared else model, mesh, frozen),
     plan=build.plan(config),
     collect=made.collect,
     carry=made.carry(),
@@ -171,18 +167,19 @@ def online_loop(
     description=objective.name,
     seed=config['seed'],
     temperature=config['rollout']['temperature'],
-    critic=critic_step(config, valued, mesh) if separate else None,
-    critic_params=heads.with_scalar(params, model.config.width) if separate else None,
+    critic=critic_step(config, valued, mesh, frozen) if separate else None,
+    critic_params=critic_params if separate else None,
+    process=process_model(config, setting, mesh),
     correction=rollouts.correction(config),
     filter_truncated=config['rollout']['filter_truncated'],
     evaluate=made.evaluate,
-    flops=lambda batch: monitor.training_flops(model.config, batch),
+    flops=build.flops(config),
     peak=monitor.peak_flops(model.config.dtype),
     wandb_project=config['log']['wandb'] or None,
   )
 
 
-def critic_step(config: Config, model: Model, mesh: Any) -> Step:
+def critic_step(config: Config, model: Model, mesh: Any, frozen: Any) -> Step:
   """The step of a critic: the policy's optimiser at a rate of its own."""
   clip = config['objective']['value_clip']
   changed = {
@@ -191,7 +188,25 @@ def critic_step(config: Config, model: Model, mesh: Any) -> Step:
     'optimizer': {**config['optimizer'], **config['critic']},
     'log': {**config['log'], 'entropy': False},
   }
-  return build.step(changed, model, mesh)
+  return build.step(changed, model, mesh, frozen)
+
+
+def process_model(config: Config, setting: Setting, mesh: Any) -> ProcessModel | None:
+  """PRIME's reward model, which starts as the policy does; None where none is read."""
+  if 'implicit' not in build.objective(config).needs:
+    return None
+  options = dict(config['process'])
+  changed = {
+    **config,
+    'objective': {'name': 'cross_entropy', 'beta': options.pop('beta')},
+    'optimizer': {**config['optimizer'], **options},
+    'log': {**config['log'], 'entropy': False},
+  }
+  return ProcessModel(
+    step=build.step(changed, setting.model, mesh),
+    params=build.placed(setting.policy, mesh),
+    updates=config['train']['minibatches'],
+  )
 
 
 def cutter(config: Config) -> Cutter:

@@ -12,6 +12,7 @@ from prefjax import tasks
 from prefjax.evaluation import win_rate
 from prefjax.rewards.oracles import Oracle
 from prefjax.tabular import games
+from prefjax.training import processes
 from prefjax.training.workdir import replacing
 
 
@@ -48,7 +49,7 @@ def _win_rates(arm, oracle, iterates):
 def _means(arm: SelfPlay, oracle: Oracle, iterates: Sequence[Rows]) -> np.ndarray:
   """Win rates [p, a, a] on each prompt, in `head_to_head.jsonl` once they are known."""
   path, asked_of = (arm.folder / f'{x}.jsonl' for x in ('head_to_head', 'compared'))
-  if not path.exists():
+  if not processes.shared(path.exists):
     rows = [_together(rows) for rows in zip(*iterates, strict=True)]
     self_play.write(asked_of, rows)
     questions = arm.asked.held_out[: len(rows)]

@@ -8,7 +8,7 @@ import sys
 from typing import Any
 
 from absl import app, flags, logging
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
 from prefjax.errors import InputError, Preempted, TrainingError
 from prefjax.training import processes
@@ -59,20 +59,12 @@ def run(
   a traceback.
   """
 
-  def main(argv: list[str]) -> None:
-    if len(argv) > 1:
-      raise InputError(f'Unknown arguments {argv[1:]}; flags begin with --.')
-    if not flags.FLAGS['verbosity'].present:
-      logging.set_verbosity(logging.WARNING)  # orbax tells every save at INFO
-    config = _CONFIG.value
-    if config is None:
-      raise InputError(
-        f'Give a config: python -m experiments.{name} --config=experiments/configs/...'
-      )
-    workdir = _WORKDIR.value or str(Path('runs') / name / _config_name())
-    cache = Path(_CACHE.value)
+  def main(arguments: list[str]) -> None:
+    if arguments:
+      raise InputError(f'Unknown arguments {arguments}; flags begin with --.')
+    config, workdir, cache = asked(name)
     before()
-    _configure_jax(cache)
+    configure_jax(cache)
     processes.start(
       _COORDINATOR.value,
       _NUM_PROCESSES.value,
@@ -80,9 +72,43 @@ def run(
       heartbeat_seconds=_HEARTBEAT.value,
     )
     with _only_the_first_speaks():
-      experiment(config.to_dict(), Path(workdir), cache)
+      experiment(config.to_dict(), workdir, cache)
 
-  app.run(_guarded(main), flags_parser=_guarded(_parse))
+  command(main)
+
+
+def command(main: Callable[[list[str]], None]) -> None:
+  """Parses flags and runs `main(other arguments)`, with the exit codes of `run`."""
+
+  def called(argv: list[str]) -> None:
+    if not flags.FLAGS['verbosity'].present:
+      logging.set_verbosity(logging.WARNING)  # orbax tells every save at INFO
+    main(argv[1:])
+
+  app.run(_guarded(called), flags_parser=_guarded(_parse))
+
+
+def asked(name: str) -> tuple[ConfigDict, Path, Path]:
+  """The config that the flags name, the run's folder and the cache."""
+  config = _CONFIG.value
+  if config is None:
+    raise InputError(
+      f'Give a config: python -m experiments.{name} --config=experiments/configs/...'
+    )
+  workdir = _WORKDIR.value or str(Path('runs') / name / config_name())
+  return config, Path(workdir), Path(_CACHE.value)
+
+
+def config_file() -> tuple[str, str]:
+  """The path and the variant of `--config=path:variant`."""
+  named = config_flags.get_config_filename(flags.FLAGS['config'])
+  path, _, variant = named.partition(':')
+  return path, variant
+
+
+def overrides() -> dict[str, Any]:
+  """What `--config.NAME=VALUE` flags changed, by dotted name."""
+  return dict(config_flags.get_override_values(flags.FLAGS['config']))
 
 
 @contextlib.contextmanager
@@ -151,14 +177,15 @@ def _words(error: Exception) -> str:
   return ' '.join(str(text).split())
 
 
-def _config_name() -> str:
-  path = config_flags.get_config_filename(flags.FLAGS['config'])
-  path, _, variant = path.partition(':')
+def config_name() -> str:
+  """A name for what is made of the config: its file's and its variant's."""
+  path, variant = config_file()
   name = Path(path).stem
   return f'{name}-{variant.replace(",", "-")}' if variant else name
 
 
-def _configure_jax(cache: Path) -> None:
+def configure_jax(cache: Path) -> None:
+  """Sets up the compilation cache, and enough threads for fake devices."""
   import jax
 
   if 'xla_force_host_platform_device_count' in os.environ.get('XLA_FLAGS', ''):

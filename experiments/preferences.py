@@ -1,6 +1,7 @@
 """Where pairs come from: read from data, or drawn from the reference of a task."""
 
 from collections.abc import Iterable, Iterator
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from prefjax.training.workdir import built, fingerprint
 # What an objective reads of a batch, and the field of a record that it comes from.
 _FIELDS = {'pairs': 'pairs', 'label': 'labels', 'win_rate': 'win_rates'}
 _PURPOSE = 2  # of the noise; evaluation draws with others
+_FLIPS = 3  # the stream that says which labels are turned round
 
 
 def check(config: Config) -> None:
@@ -41,6 +43,9 @@ def check(config: Config) -> None:
     raise InputError(
       f'{objective.name} learns from labelled steps: python -m experiments.prm.'
     )
+  share = config['data'].get('flipped', 0.0)
+  if not 0 <= share <= 1:
+    raise InputError(f'data.flipped must lie in [0, 1], got {share}.')
   if build.embedded_task(source) is not None:
     return
   for part in build.read(config):
@@ -73,7 +78,7 @@ def prepared(
           Split(*(list(paired(part)) for part in records)),
           [*key, 'paired'],
         )
-      return build.prepared(config, cache, tokenizer, records, ['pairs', *key])
+      return _turned(config, cache, tokenizer, records, ['pairs', *key])
   folder = drawn(config, cache, clock, task, model, tokenizer, reference, identity)
   with clock('data'):
     records = Split(
@@ -82,7 +87,28 @@ def prepared(
         for name in Split._fields
       )
     )
-    return build.prepared(config, cache, tokenizer, records, folder.name)
+    return _turned(config, cache, tokenizer, records, folder.name)
+
+
+def _turned(config, cache, tokenizer, records, key):
+  """Prepared records; of the training pairs the share `data.flipped` turned round."""
+  share = config['data'].get('flipped', 0.0)
+  if share:
+    rng = np.random.default_rng([build.data_seed(config), _FLIPS])
+    train = [_flipped(record, share, rng) for record in records.train]
+    records, key = records._replace(train=train), [key, share]
+  return build.prepared(config, cache, tokenizer, records, key)
+
+
+def _flipped(record, share, rng):
+  if not isinstance(record, Record):
+    return record
+  turn = rng.random(len(record.pairs)) < share
+  pairs = (
+    pair._replace(chosen=pair.rejected, rejected=pair.chosen) if turned else pair
+    for pair, turned in zip(record.pairs, turn, strict=True)
+  )
+  return dataclasses.replace(record, pairs=tuple(pairs))
 
 
 def paired(records: Iterable[Record | Skipped]) -> Iterator[Record | Skipped]:
@@ -107,10 +133,10 @@ def drawn(
   As in the DPO paper (arXiv:2305.18290), Appendix C.1: several completions a prompt
   and every pair among them, labelled by Bradley-Terry draws from the true reward.
   """
-  data = config['data']
+  data, world = config['data'], build.data_seed(config)
   names = ('prompts', 'held_out', 'responses', 'label_scale')
   names += ('max_prompt', 'max_response')
-  key = [config['seed'], {name: data[name] for name in names}, identity]
+  key = [world, {name: data[name] for name in names}, identity]
   key.append(tokenizer.fingerprint)
   writer = Writer(
     sampler=DecoderSampler(
@@ -127,8 +153,8 @@ def drawn(
     alone = build.on_one_device(reference)
     counts = (('train', data['prompts']), ('test', data['held_out']))
     for name, (split, count) in zip(Split._fields, counts, strict=True):
-      prompts = task.prompts(config['seed'], count, split)
-      seed = jax.random.fold_in(jax.random.key(config['seed']), _PURPOSE)
+      prompts = task.prompts(world, count, split)
+      seed = jax.random.fold_in(jax.random.key(world), _PURPOSE)
       noise = jax.random.fold_in(seed, split == 'test')
       texts = [row for some in writer.draw(alone, prompts, noise) for row in some.texts]
       labels = _label(config, task, prompts, texts, split)
@@ -145,7 +171,7 @@ def _label(config, task, prompts, texts, split):
       for prompt, row in zip(prompts, texts, strict=True)
     ]
   )
-  seed = 2 * config['seed'] + (split == 'test')
+  seed = 2 * build.data_seed(config) + (split == 'test')
   return tasks.label(rewards, seed=seed, scale=config['data']['label_scale'])
 
 

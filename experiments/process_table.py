@@ -14,7 +14,7 @@ from experiments.process_models import Scored
 from experiments.process_steps import shown
 from prefjax.data.records import Record
 from prefjax.errors import InputError
-from prefjax.evaluation import best_of, plots
+from prefjax.evaluation import plots, selection
 from prefjax.evaluation.report import write_report
 from prefjax.evaluation.statistics import Estimate, mean_and_standard_error
 from prefjax.rewards import process
@@ -123,11 +123,11 @@ def all_curves(
     for scored in models
   }
   if pool.answers is not None:
-    choices['majority'] = lambda n: best_of.vote(pool.answers, pool.right, n)
+    choices['majority'] = lambda n: selection.vote(pool.answers, pool.right, n)
     for scored in models:
       weights = score(scored, **_headline(config, scored))
       choices[f'{scored.member.name} vote'] = _vote(pool, scored, weights)
-  choices['oracle'] = lambda n: best_of.oracle(pool.right, n)
+  choices['oracle'] = lambda n: selection.oracle(pool.right, n)
   return {
     name: {n: mean_and_standard_error(choose(n)) for n in config['evaluation']['sizes']}
     for name, choose in choices.items()
@@ -135,13 +135,13 @@ def all_curves(
 
 
 def _best(pool, scores):
-  return lambda n: best_of.best_of(scores, pool.right, n)
+  return lambda n: selection.best_of(scores, pool.right, n)
 
 
 def _vote(pool, scored, scores):
   """A vote that counts each response by the probability that it is right."""
   weights = scores if scored.member.valued else special.expit(scores)
-  return lambda n: best_of.vote(pool.answers, pool.right, n, weights)
+  return lambda n: selection.vote(pool.answers, pool.right, n, weights)
 
 
 def _headline(config, scored):

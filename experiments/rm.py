@@ -13,8 +13,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments import build, launch, preferences, reward_models, sft
-from experiments.build import Config, Model, Split
+from experiments import adapted, build, launch, preferences, reward_models, sft
+from experiments.adapted import Trained
+from experiments.build import Config, Split
 from prefjax.data import sources
 from prefjax.data.ordered import ordered
 from prefjax.data.pipeline import Batches
@@ -38,9 +39,8 @@ Say = Callable[[str], None]
 class Setting(NamedTuple):
   """All that stands before the first update."""
 
-  model: Model
   tokenizer: Tokenizer
-  params: Any
+  trained: Trained
   batches: Split
 
 
@@ -53,7 +53,8 @@ def main(config: Config, workdir: Path, cache: Path) -> None:
     return
   clock = PhaseClock()
   setting = prepare(config, cache, clock, print)
-  step = build.step(config, setting.model, build.mesh(config))
+  trained = setting.trained
+  step = build.step(config, trained.model, build.mesh(config), trained.frozen)
   found = [
     train(config, run, setting, step, clock, i) for i in range(config['ensemble'])
   ]
@@ -73,8 +74,7 @@ def validate(config: Config) -> None:
   Raises:
     InputError: naming the key.
   """
-  for part in (config, sft.likelihood_config(config)):
-    build.validate(part)
+  sft.validate(config)
   if config['reads'] not in reward_models.READS:
     raise InputError(
       f'reads must be one of {list(reward_models.READS)}, got {config["reads"]!r}.'
@@ -99,9 +99,11 @@ def prepare(config: Config, cache: Path, clock: PhaseClock, say: Say) -> Setting
   )
   build.say_counts(data, say)
   batches = Split(*(_batches(config, part, tokenizer) for part in data))
-  params = heads.with_scalar(reference, base.config.width)
-  model = base._replace(forward=heads.forward(base.forward))
-  return Setting(model, tokenizer, build.placed(params, mesh), batches)
+  trained = adapted.trained(config, base, reference, mesh)
+  params = build.placed(heads.with_scalar(trained.params, base.config.width), mesh)
+  model = trained.model._replace(forward=heads.forward(trained.model.forward))
+  trained = trained._replace(model=model, params=params)
+  return Setting(tokenizer, trained, batches)
 
 
 def _batches(config: Config, data: Prepared, tokenizer: Tokenizer) -> Batches:
@@ -125,12 +127,13 @@ def train(
     folder=folder,
     clock=clock,
     description=f'{config["objective"]["name"]} {member + 1}/{config["ensemble"]}',
-    flops=lambda batch: monitor.training_flops(setting.model.config, batch),
-    peak=monitor.peak_flops(setting.model.config.dtype),
+    flops=build.flops(config),
+    peak=monitor.peak_flops(setting.trained.model.config.dtype),
     wandb_project=config['log']['wandb'] or None,
   )
-  params, evaluation = loop.run(setting.params)
-  sft.save_final(folder, config['train']['steps'], params)
+  params, evaluation = loop.run(setting.trained.params)
+  final = setting.trained.merged(params)
+  sft.save_final(folder, config['train']['steps'], final)
   return params, evaluation
 
 

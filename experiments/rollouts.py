@@ -1,6 +1,6 @@
 """From a resolved config to the rollouts of a run: questions, judge, groups."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 import dataclasses
 from typing import Any, NamedTuple
 
@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from experiments import build
+from experiments.adapted import Trained
 from experiments.build import Config, Model, Split
 from prefjax.data.encoding import encode_prompt
 from prefjax.data.questions import Question
@@ -58,7 +59,15 @@ def encoded(
   parts = []
   for name, part in zip(Split._fields, found, strict=True):
     asked = [
-      Asked(question, encode_prompt(question.prompt, tokenizer, max_prompt=_NO_LIMIT))
+      Asked(
+        question,
+        encode_prompt(
+          question.prompt,
+          tokenizer,
+          max_prompt=_NO_LIMIT,
+          messages=question.messages,
+        ),
+      )
       for question in part
     ]
     kept = [one for one in asked if len(one.ids) <= most]
@@ -108,10 +117,20 @@ def scorer(config: Config) -> Scorer:
 
 
 def check_rewards(config: Config) -> None:
-  """Refuses rewards that do not fit together, before any process is started."""
+  """Refuses rewards that do not fit together, before any process is started.
+
+  Raises:
+    InputError: also where the objective reads steps, and no reward is of steps.
+  """
   rewards = config['rewards']
   with Scorer(rewards['verifiers'], seconds=rewards['seconds'], workers=0) as idle:
-    judge(config, idle, rewards['models'], None)
+    found = judge(config, idle, rewards['models'], None)
+  if 'step' in build.objective(config).needs and not found.stepwise:
+    raise InputError(
+      'objective.supervision=process reads the rewards of single steps, and none of '
+      f'rewards.verifiers={rewards["verifiers"]} gives them: add one that does, such '
+      'as steps:arithmetic, with its weight.'
+    )
 
 
 def judge(
@@ -119,6 +138,7 @@ def judge(
   scorer: Scorer,
   models: Mapping[str, Any],
   decided: Journal | None,
+  decode: Callable[[Sequence[int]], str] | None = None,
 ) -> Judge:
   """The rewards of `config.rewards`, written to `decided` before they are used."""
   rewards = config['rewards']
@@ -134,6 +154,7 @@ def judge(
     overlong=(config['data']['max_response'], cache) if cache else None,
     token_cost=rewards['token_cost'],
     models=models,
+    decode=decode,
     decided=decided,
     part=(jax.process_index(), jax.process_count()),
     share=processes.gathered,
@@ -191,6 +212,7 @@ class Rollouts:
   Attributes:
     asked: the questions, train and held out.
     shown: groups of an iteration whose responses are written to samples.jsonl.
+    whole: from trained parameters to all that the sampler's model has.
   """
 
   config: Config
@@ -199,6 +221,7 @@ class Rollouts:
   collector: Collector
   asked: Split
   shown: int
+  whole: Callable[[Any], Any]
 
   def carry(self) -> dict[str, Any]:
     """What the first iteration starts from."""
@@ -215,6 +238,7 @@ class Rollouts:
       logps=np.zeros((1, k, t), np.float32),
       truncated=np.zeros((1, k), bool),
       rewards=np.zeros((1, k, t), np.float32),
+      step=np.zeros((1, k, t), np.int32),
       scored=np.zeros((1, k), bool),
       right=np.zeros((1, k), bool),
     )
@@ -235,8 +259,9 @@ class Rollouts:
     )
     groups, after, counts = self.collector.collect(sample, before, iteration)
     metrics = {f'groups/{name}': float(count) for name, count in counts.items()}
+    needs = build.objective(self.config).needs
     return Collected(
-      as_batch(groups, self.collector.batch, self.roller.tokenizer.pad_id),
+      as_batch(groups, self.collector.batch, self.roller.tokenizer.pad_id, needs),
       serialization.to_state_dict(after),
       metrics | measured(rolled, groups, iteration),
       self._samples(rolled),
@@ -273,7 +298,7 @@ class Rollouts:
 
   def _sampled_with(self, params):
     """The decoder's parameters, where the sampler wants them."""
-    params = heads.trunk(params)
+    params = heads.trunk(self.whole(params))
     if getattr(self.roller.sampler, 'mesh', None) is None:
       return build.on_one_device(params)
     return params
@@ -301,7 +326,7 @@ def summarise(found: Rolled, options: Config) -> dict[str, float]:
 
 def create(
   config: Config,
-  model: Model,
+  trained: Trained,
   tokenizer: Tokenizer,
   mesh: Any,
   asked: Split,
@@ -315,7 +340,7 @@ def create(
     return _plain(asked.train[order[position]])
 
   roller = Roller(
-    sampler=sampler(config, model, tokenizer, mesh),
+    sampler=sampler(config, trained.model, tokenizer, mesh),
     tokenizer=tokenizer,
     question=question,
     judge=lambda **groups: judges.train.submit(Sampled(**groups)),
@@ -332,6 +357,7 @@ def create(
     collector=collector(config),
     asked=asked,
     shown=config['log']['samples'],
+    whole=trained.whole,
   )
 
 
@@ -339,8 +365,13 @@ def _plain(asked: Asked):
   return asked.question.prompt, asked.ids, asked.question.record
 
 
-def as_batch(groups: Groups, size: int, pad_id: int) -> RolloutBatch:
-  """Groups as a batch of `size` prompts; what is missing is filling of weight 0."""
+def as_batch(
+  groups: Groups, size: int, pad_id: int, needs: Collection[str] = ()
+) -> RolloutBatch:
+  """Groups as a batch of `size` prompts; what is missing is filling of weight 0.
+
+  Numbers of steps, and outcomes as labels, are in it where an objective `needs` them.
+  """
   missing = size - len(groups)
 
   def filled(x, value=0):
@@ -359,14 +390,26 @@ def as_batch(groups: Groups, size: int, pad_id: int) -> RolloutBatch:
     old_logps=filled(groups.logps),
     truncated=filled(groups.truncated),
     rewards=filled(groups.rewards),
+    step=filled(groups.step, -1) if 'step' in needs else None,
+    label=filled(groups.right).astype(np.float32) if 'implicit' in needs else None,
   )
+
+
+def _spread(groups: Groups) -> np.ndarray:
+  """[n] whether the scored responses of a group differ in reward."""
+  reward = groups.rewards.sum(axis=-1)
+  most = np.where(groups.scored, reward, -np.inf).max(axis=1)
+  return most > np.where(groups.scored, reward, np.inf).min(axis=1)
 
 
 def measured(
   rolled: Sequence[Rolled], batch: Groups, iteration: int
 ) -> dict[str, float]:
   """Metrics of what was sampled in an iteration (before any was left out)."""
-  values = {'groups/age': float(np.mean(iteration - batch.born)) if len(batch) else 0.0}
+  values = {'groups/age': 0.0, 'groups/zero_spread': 0.0}
+  if len(batch):
+    values['groups/age'] = float(np.mean(iteration - batch.born))
+    values['groups/zero_spread'] = float(1.0 - _spread(batch).mean())
   if not rolled:
     return values
   groups = groups_lib.join([part.groups for part in rolled])

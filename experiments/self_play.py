@@ -15,6 +15,7 @@ import jax
 import numpy as np
 
 from experiments import build, dpo, sft
+from experiments.adapted import Trained
 from experiments.build import Config, Model, Split
 from prefjax.data import prepare
 from prefjax.data.mismatched import mismatched
@@ -27,7 +28,7 @@ from prefjax.rewards.oracles import Oracle
 from prefjax.rollout.draws import Controls
 from prefjax.rollout.responses import Writer
 from prefjax.rollout.sampler import DecoderSampler
-from prefjax.training import monitor
+from prefjax.training import monitor, processes
 from prefjax.training import reference as references
 from prefjax.training.checkpoints import Checkpoints
 from prefjax.training.loop import Loop
@@ -115,7 +116,7 @@ class SelfPlay:
 
   def _sampled(self, path, params, questions, count, noise, phase):
     """The responses in `path`, drawn where they are not there yet."""
-    if not path.exists():
+    if not processes.shared(path.exists):
       with self.clock(phase):
         write(path, self._draw(params, questions, count, noise))
     return read(path)
@@ -157,7 +158,7 @@ class SelfPlay:
 
   def _compared(self, path, questions, rows, asked_of):
     """The win matrices in `path`, asked of the oracle where they are not there yet."""
-    if not path.exists():
+    if not processes.shared(path.exists):
       with self.clock('reward'):
         found = asked(self.oracle, questions, rows, asked_of)
         write(path, ({'wins': matrix.tolist()} for matrix in found))
@@ -181,7 +182,9 @@ class SelfPlay:
       batches = dpo.scored(
         config, folder, self.clock, self.say, step, params, identity, batches
       )
-    setting = dpo.Setting(model, self.tokenizer, params, step, Split(batches, None))
+    setting = dpo.Setting(
+      model, self.tokenizer, params, Trained(model, params), step, Split(batches, None)
+    )
     dpo.check_step_zero(setting, self.say if t == 1 else lambda line: None)
     loop = Loop(
       step=step,
@@ -275,10 +278,15 @@ def picks(rows: Rows, compared: wins.Wins, use: str, *, soft: bool) -> Iterator[
 
 
 def write(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-  """JSON lines, whole or not at all."""
-  path.parent.mkdir(parents=True, exist_ok=True)
-  with replacing(path) as file:
-    file.writelines(json.dumps(row) + '\n' for row in rows)
+  """JSON lines, whole or not at all; of several processes the first writes them."""
+  lines = [json.dumps(row) + '\n' for row in rows]  # drawn by all together
+
+  def write_lines() -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as file:
+      file.writelines(lines)
+
+  processes.shared(write_lines)
 
 
 def read(path: Path) -> Rows:

@@ -4,12 +4,13 @@ python -m experiments.sft --config=experiments/configs/sft/sentiment.py
 """
 
 from collections.abc import Callable
+import contextlib
 from pathlib import Path
 from typing import Any
 
 import jax
 
-from experiments import build, launch
+from experiments import build, launch, published
 from experiments.build import Config
 from prefjax.data.tokenizers import Tokenizer
 from prefjax.errors import InputError
@@ -18,11 +19,17 @@ from prefjax.training import monitor
 from prefjax.training.checkpoints import Checkpoints
 from prefjax.training.loop import Loop
 from prefjax.training.metrics import PhaseClock
-from prefjax.training.workdir import Run, fingerprint, open_run
+from prefjax.training.workdir import Run, fingerprint, locked, open_run
 
 
 def main(config: Config, workdir: Path, cache: Path) -> None:
   """Trains, or goes on, or prints what a finished run ended with."""
+  if build.lora(config) is not None:
+    raise InputError(
+      'experiments.sft starts from random weights, beside which adapters learn little: '
+      'set lora.rank=0, or give experiments.dpo the objective sft and a '
+      'policy.checkpoint.'
+    )
   build.validate(config)
   run = opened(config, workdir)
   if not run.finished:
@@ -88,7 +95,7 @@ def train(
     folder=run.folder,
     clock=clock,
     description=run.folder.name,
-    flops=lambda batch: monitor.training_flops(model.config, batch),
+    flops=build.flops(config),
     peak=monitor.peak_flops(model.config.dtype),
     say=say,
     wandb_project=config['log']['wandb'] or None,
@@ -102,26 +109,47 @@ def train(
 def reference_policy(
   config: Config, cache: Path, clock: PhaseClock, say: Callable[[str], None]
 ) -> tuple[Any, Tokenizer]:
-  """The reference of the run `reference.workdir`, or one trained and cached here."""
+  """The reference: a published checkpoint, a run's, or one trained and cached here."""
   own = likelihood_config(config)
   named = config['reference']['workdir']
+  if config['policy']['checkpoint']:
+    with clock('reference'):
+      params = published.checkpoint(config, build.mesh(config))
+    return params, build.tokenizer(config, cache, [])
   folder = Path(named) if named else cache / f'reference-{_identity(own)}'
   if named and not (folder / 'DONE').exists():
     raise InputError(f'reference.workdir={named} holds no finished run.')
-  with clock('reference'):
+  with clock('reference'), contextlib.nullcontext() if named else locked(folder):
     run = opened(own, folder)
     if not run.finished:
       say(f'reference: training by maximum likelihood in {folder}')
     return train(own, run, cache, PhaseClock(), say)
 
 
+def validate(config: Config) -> None:
+  """Refuses a config, or one of the run that makes its reference.
+
+  Raises:
+    InputError: naming the key.
+  """
+  build.validate(config)
+  name = config['policy']['checkpoint']
+  if not name:
+    build.validate(likelihood_config(config))
+  elif not config['tokenizer']['path']:
+    raise InputError(f'policy.checkpoint={name} needs its tokenizer.path.')
+
+
 def likelihood_config(config: Config) -> dict[str, Any]:
   """The config of the maximum-likelihood run that makes this run's reference."""
   stage = config['reference']
-  shared = ('seed', 'model', 'tokenizer', 'mesh', 'log')
+  shared = ('model', 'tokenizer', 'policy', 'records', 'mesh', 'log')
+  data = {name: value for name, value in config['data'].items() if name != 'seed'}
   return {
+    'seed': build.data_seed(config),
     **{name: config[name] for name in shared},
-    'data': {**config['data'], **stage['data']},
+    'lora': {**config['lora'], 'rank': 0},  # its adapters would be on random weights
+    'data': {**data, **stage['data']},
     **{name: stage[name] for name in ('objective', 'optimizer', 'train')},
   }
 

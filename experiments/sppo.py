@@ -65,13 +65,16 @@ def validate(config: Config) -> None:
   for arm in arms(config):
     _validate_arm(arm.config)
   options = config['self_play']
-  for key in ('iterations', 'prompts', 'prompts_at_once'):
-    if options[key] < 1:
-      raise InputError(f'self_play.{key} must be at least 1, got {options[key]}.')
-  if options['responses'] < 2:
-    raise InputError(
-      f'self_play.responses must be at least 2, to compare, got {options["responses"]}.'
-    )
+  least = {
+    'self_play': dict(iterations=1, prompts=1, responses=2, prompts_at_once=1),
+    'evaluation': dict(prompts=2, samples=1),
+  }
+  for block, keys in least.items():
+    for key, fewest in keys.items():
+      if config[block][key] < fewest:
+        raise InputError(
+          f'{block}.{key} must be at least {fewest}, got {config[block][key]}.'
+        )
   if options['use'] not in self_play.USES:
     raise InputError(
       f'self_play.use must be one of {list(self_play.USES)}, got {options["use"]!r}.'
@@ -86,16 +89,16 @@ def validate(config: Config) -> None:
 
 def _validate_arm(config):
   objective = build.objective(config)
-  strange = {'rewards', 'scores', 'step'} & objective.needs
+  strange = {'rewards', 'scores', 'step_label'} & objective.needs
   if strange:
     raise InputError(
       f'{objective.name} needs {sorted(strange)}; self-play gives pairs, labels and '
       'win rates.'
     )
   wins.as_used(np.full((1, 1, 1), 0.5), config['oracle']['win_rate'])
-  build.validate(config)
-  if not config['policy']['checkpoint']:
-    build.validate(sft.likelihood_config(config))
+  sft.validate(config)
+  if build.lora(config) is not None:
+    raise InputError('experiments.sppo trains all parameters: set lora.rank=0.')
 
 
 def arms(config: Config) -> Iterator[Arm]:

@@ -45,7 +45,8 @@ def main(config: Config, workdir: Path, cache: Path) -> None:
       (run.folder / f'{name}.png').write_bytes(png)
     table = [row._asdict() for row in rows]
     (run.folder / 'table.json').write_text(json.dumps(table, indent=2))
-    run.finish({'table': table})
+    agrees = sum(row.holds for row in rows) / len(rows)
+    run.finish({'table': table, 'agrees': agrees})
   for row in run.summary['table']:
     print(f'{"agrees" if row["holds"] else "DIFFERS":>8}  {row["statement"]}')
     print(f'{"":>8}  {row["measured"]}')

@@ -78,6 +78,7 @@ class RolloutBatch(PreferenceBatch):
 
   truncated: Any = None  # [p, k] bool, ended by the length limit
   rewards: Any = None  # [p, k, t] float; an outcome sits on the last real token
+  implicit: Any = None  # [p, k, t] float, token rewards of a process reward model
   advantages: Any = None  # [p, k, t] float
   returns: Any = None  # [p, k, t] float, what a critic is to predict
   values: Any = None  # [p, k, t+1] float, a critic's when the responses were drawn
@@ -104,6 +105,7 @@ _AXES: Mapping[str, tuple[str, str]] = {
   'pair_weight': ('p m', 'floating'),
   'truncated': ('p k', 'bool'),
   'rewards': ('p k t', 'floating'),
+  'implicit': ('p k t', 'floating'),
   'advantages': ('p k t', 'floating'),
   'returns': ('p k t', 'floating'),
   'values': ('p k t+1', 'floating'),

@@ -173,6 +173,62 @@ def leave_one_out(rewards, mask, weight, lengths):
   return broadcast(result, mask, weight)
 
 
+def token_leave_one_out(rewards, mask, weight, *, gamma):
+  """sum_{s >= t} gamma^(s-t) (r_s - mean_{j != i} mean_u r_{j,u}); 0 if alone.
+
+  PRIME, 2502.01456: the leave-one-out baseline of a response's token rewards is of
+  the other responses' mean token rewards.
+  """
+  result = np.zeros(np.shape(mask))
+  for i, group in groups(mask, weight):
+    at = {j: [int(t) for t in np.flatnonzero(mask[i, j])] for j in group}
+    mean = {j: sum(rewards[i, j, t] for t in at[j]) / len(at[j]) for j in group}
+    for j in group:
+      others = [mean[other] for other in group if other != j]
+      for t in at[j] if others else ():
+        baseline = sum(others) / len(others)
+        result[i, j, t] = sum(
+          gamma ** (s - t) * (rewards[i, j, s] - baseline) for s in at[j] if s >= t
+        )
+  return result
+
+
+def prime(
+  logps,
+  old_logps,
+  rewards,
+  implicit,
+  mask,
+  weight,
+  lengths,
+  *,
+  process,
+  outcome,
+  gamma,
+  eps,
+  low,
+  high,
+):
+  """PRIME, 2502.01456, with its code's two normalisations over the whole batch.
+
+  The token rewards are divided by their largest return's size, and the advantages
+  whitened; then PPO's clipped loss.
+  """
+  counted = list(tokens(mask, weight))
+  largest = max(
+    (
+      abs(sum(implicit[i, j, s] for s in np.flatnonzero(mask[i, j]) if s >= t))
+      for i, j, t in counted
+    ),
+    default=0.0,
+  )
+  scaled = np.asarray(implicit, np.float64) / (largest + eps)
+  steps = token_leave_one_out(scaled, mask, weight, gamma=gamma)
+  whole = leave_one_out(rewards, mask, weight, lengths)
+  advantages = whiten(process * steps + outcome * whole, mask, weight, eps=eps)
+  return ppo(logps, old_logps, advantages, mask, weight, low=low, high=high)
+
+
 def whiten(advantages, mask, weight, *, eps, ddof=0):
   """(A - mean) / (std + eps) over all counted tokens of the batch.
 

@@ -26,6 +26,7 @@ AXES = {
   'pair_weight': ('p m', float),
   'truncated': ('p k', bool),
   'rewards': ('p k t', float),
+  'implicit': ('p k t', float),
   'advantages': ('p k t', float),
   'returns': ('p k t', float),
   'values': ('p k t+1', float),

@@ -1,5 +1,6 @@
 """What configs share: variants, smoke sizes, an objective's own flags."""
 
+from collections.abc import Callable
 import inspect
 from typing import Any
 
@@ -7,8 +8,8 @@ import ml_collections as mlc
 
 from prefjax import objectives
 
-SMOKE = 'smoke'
-FLAGS = (SMOKE, 'tiny', 'repository', 'learned', '70b')
+SMOKE, PAPER = 'smoke', 'paper'
+FLAGS = (SMOKE, PAPER, 'tiny', 'repository', 'learned', 'steps', '70b')
 
 
 def parse(variant: str, default: str) -> tuple[str, set[str]]:
@@ -19,6 +20,13 @@ def parse(variant: str, default: str) -> tuple[str, set[str]]:
   if len(names) > 1:
     raise ValueError(f'A variant names one objective, got {names}.')
   return (names or [default])[0], flags
+
+
+def sized(variant: str, small: Callable[..., Any], paper: Callable[..., Any]) -> Any:
+  """The config of an ablation: the miniature's, or with `paper` that of the paper."""
+  words = [word for word in variant.split(',') if word]
+  rest = ','.join(word for word in words if word != PAPER)
+  return paper(rest) if PAPER in words else small(rest)
 
 
 def objective(name: str, **chosen: Any) -> mlc.ConfigDict:
@@ -105,7 +113,7 @@ def rollout(prompts: int, group_size: int, **changes: Any) -> dict[str, Any]:
 def rewards(gate: str, **changes: Any) -> dict[str, Any]:
   """Rewards: verifiers by name, their weights, and which of them says `right`."""
   block = dict(
-    verifiers={gate: gate},  # name -> verifier, task:NAME, or an import path
+    verifiers={gate: gate},  # name -> verifier, task:NAME, steps:NAME, an import path
     models={},  # name -> folder of a finished experiments.rm run
     weights={gate: 1.0},
     gate=gate,
@@ -162,6 +170,18 @@ def run() -> mlc.ConfigDict:
   """What every run has: a seed, a mesh (0: every device), what to log."""
   config = mlc.ConfigDict()
   config.seed = 0
+  # What is trained from; '': as reference says, where the run has one.
+  config.policy = dict(checkpoint='')  # a Hugging Face folder
+  config.records = dict(
+    columns='',  # what the source's columns mean (docs/data.md); '': as named
+    chat=False,  # prompts as conversations, by the template beside the tokenizer
+  )
+  config.lora = dict(
+    rank=0,  # columns of every adapter; 0: all parameters are trained
+    alpha=16.0,  # the adapters' weight is alpha / rank
+    targets=('layers.*',),  # patterns of projections: layers.attention.*, *.query
+    zero='a',  # the factor that starts at 0: a, or b as in the paper
+  )
   config.mesh = dict(
     # One of them may be 0: all devices that the others leave.
     data=0,  # devices that share out the prompts

@@ -1,11 +1,14 @@
 """Records to token ids: where BOS, EOS and cuts go is decided here alone."""
 
 from collections import Counter
+from collections.abc import Sequence
 import dataclasses
 
 from jaxtyping import Float32, Int32
 import numpy as np
 
+from prefjax.data.chat import ChatTokenizer
+from prefjax.data.conversations import Message
 from prefjax.data.records import Record
 from prefjax.data.tokenizers import Tokenizer, encode_continuation
 from prefjax.errors import InputError
@@ -64,16 +67,17 @@ def encode(
       token, or a text without a token where one is needed.
   """
   check_limits(max_prompt, max_response)
-  prompt = _text_ids(tokenizer, record.prompt)
-  pieces = record.steps or [(text,) for text in record.responses]
-  parts = [_pieces_ids(tokenizer, record, some) for some in pieces]
+  prompt, pieces, before = _texts(record, tokenizer)
+  parts = [_pieces_ids(tokenizer, some, begins=not prompt) for some in pieces]
   responses = [[i for ids in part for i in ids] for part in parts]
   counts['round_trip_changed'] += sum(
-    tokenizer.decode(prompt + ids) != record.prompt + text
-    for ids, text in zip(responses, record.responses, strict=True)
+    tokenizer.decode(prompt + ids) != before + ''.join(some)
+    for ids, some in zip(responses, pieces, strict=True)
   )
-  moved = int(not prompt and tokenizer.bos_id is None)
-  prompt, responses = _with_first_token(tokenizer, prompt, responses)
+  moved = 0
+  if not isinstance(tokenizer, ChatTokenizer):
+    moved = int(not prompt and tokenizer.bos_id is None)
+    prompt, responses = _with_first_token(tokenizer, prompt, responses)
   prompt = _cut_prompt(tokenizer, prompt, max_prompt, counts)
   ends = [_cut_response(tokenizer, ids, max_response, counts) for ids in responses]
   _count(record, prompt, ends, counts)
@@ -83,13 +87,22 @@ def encode(
   return _with_steps(example, record, parts, moved)
 
 
-def encode_prompt(text: str, tokenizer: Tokenizer, *, max_prompt: int) -> list[int]:
+def encode_prompt(
+  text: str,
+  tokenizer: Tokenizer,
+  *,
+  max_prompt: int,
+  messages: Sequence[Message] | None = None,
+) -> list[int]:
   """The ids of a prompt that is to be answered, as `encode` would have them.
 
   Raises:
     InputError: an empty prompt under a tokenizer without BOS.
   """
-  ids, _ = _with_first_token(tokenizer, _text_ids(tokenizer, text), [])
+  if isinstance(tokenizer, ChatTokenizer):
+    ids = tokenizer.encode_chat(_turns(text, messages))
+  else:
+    ids, _ = _with_first_token(tokenizer, _text_ids(tokenizer, text), [])
   return _cut_prompt(tokenizer, ids, max_prompt, Counter())
 
 
@@ -113,6 +126,22 @@ def _example(record, prompt, responses):
   )
 
 
+def _texts(record, tokenizer):
+  """The prompt's ids, the responses' pieces, and what the ids decode to."""
+  pieces = record.steps or [(text,) for text in record.responses]
+  if not isinstance(tokenizer, ChatTokenizer):
+    return _text_ids(tokenizer, record.prompt), pieces, record.prompt
+  prompt = tokenizer.encode_chat(_turns(record.prompt, record.messages))
+  # A template puts nothing between the turn's title and its text.
+  pieces = [(first.removeprefix(' '), *more) for first, *more in pieces]
+  return prompt, pieces, tokenizer.decode(prompt)
+
+
+def _turns(text, messages):
+  """A prompt's turns; plain text is one of the user's."""
+  return [Message('user', text)] if messages is None else messages
+
+
 def _with_steps(example, record, parts, moved):
   """How many tokens each step has; a step that was cut has lost its label.
 
@@ -132,10 +161,10 @@ def _with_steps(example, record, parts, moved):
   )
 
 
-def _pieces_ids(tokenizer, record, pieces):
+def _pieces_ids(tokenizer, pieces, *, begins):
   """The ids of a response by its pieces, so that each ends where a token does."""
   first, *more = pieces
-  begin = _continued_ids if record.prompt else _text_ids
+  begin = _text_ids if begins else _continued_ids
   return [begin(tokenizer, first), *(_continued_ids(tokenizer, x) for x in more)]
 
 

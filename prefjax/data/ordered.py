@@ -44,13 +44,12 @@ def _ordered(example: Example, eos_id: int) -> Example:
     for a, b in (pair, pair[::-1])
   ]
   places = np.arange(len(example.chosen), dtype=np.int32)
-  return dataclasses.replace(
-    example,
+  return Example(
+    prompt=example.prompt,
     responses=tuple(responses),
     chosen=2 * places,
     rejected=2 * places + 1,
-    labels=None,
-    win_rates=None,
+    preference=example.preference,
   )
 
 

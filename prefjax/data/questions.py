@@ -6,17 +6,23 @@ from pathlib import Path
 import string
 from typing import Any
 
-from prefjax.data import sources
+from prefjax.data import conversations, sources
+from prefjax.data.conversations import Message
+from prefjax.data.records import Skipped
 from prefjax.errors import InputError
 
 
 @dataclasses.dataclass(frozen=True)
 class Question:
-  """A prompt as text; `record` is its row, and `solution` one to learn from."""
+  """A prompt as text; `record` is its row, and `solution` one to learn from.
+
+  `messages` are the prompt's turns, where it is a conversation and nothing else.
+  """
 
   prompt: str
   record: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   solution: str | None = None
+  messages: tuple[Message, ...] | None = None
 
 
 def read(
@@ -24,27 +30,40 @@ def read(
   *,
   prompt: str,
   solution: str = '',
+  columns: str = '',
   data_dir: Path | None = None,
 ) -> Iterator[Question]:
   """The questions of a source, whose text is its fields put into templates.
 
-  A field is `{name}`; a chat, a list of messages, is the text of its last one.
+  A field is `{name}`; a chat, a list of messages, is the text of its last one. Where it
+  is all of the prompt, the question has its messages too.
 
   Args:
-    source: `jsonl:PATH`, `csv:PATH`, `parquet:PATH` or `tfds:NAME/SPLIT`.
+    source: as in `sources.read`.
     prompt: the template of the prompt, such as `Question: {question}\\nAnswer:`.
     solution: that of a solution; empty for none.
+    columns: a map of `prefjax.data.columns`; '' for rows as they are.
 
   Raises:
     InputError: for a template that is none, or a row without one of its fields.
   """
   templates = [_fields(template) for template in (prompt, solution)]
-  for where, row in sources.rows(source, data_dir=data_dir):
+  for where, row in sources.rows(source, columns=columns, data_dir=data_dir):
+    if isinstance(row, Skipped):
+      continue
     texts = [
       _fill(template, names, row, where)
       for template, names in zip((prompt, solution), templates, strict=True)
     ]
-    yield Question(texts[0], row, texts[1] or None)
+    yield Question(texts[0], row, texts[1] or None, _messages(prompt, row, where))
+
+
+def _messages(template, row, where):
+  """The turns of a prompt whose template is one field with a conversation."""
+  value = row.get(template[1:-1]) if template == f'{{{template[1:-1]}}}' else None
+  if not conversations.is_conversation(value):
+    return None
+  return conversations.read(value, template[1:-1], where)
 
 
 def _fields(template: str) -> list[str]:

@@ -5,6 +5,8 @@ import dataclasses
 import os
 from typing import Any, NamedTuple
 
+from prefjax.data import conversations
+from prefjax.data.conversations import Message
 from prefjax.errors import InputError
 
 TURN = '\n\nAssistant:'
@@ -21,13 +23,18 @@ class Pair(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Record:
-  """A prompt with its responses, as text; `pairs` index into `responses`."""
+  """A prompt with its responses, as text; `pairs` index into `responses`.
+
+  Of a conversation, `messages` are the turns before the responses, `prompt` is their
+  plain text, and a response begins with the space that follows it there.
+  """
 
   prompt: str
   responses: tuple[str, ...]
   pairs: tuple[Pair, ...] = ()
   labels: tuple[float, ...] | None = None  # in [0, 1], 1 is desirable
   win_rates: tuple[float, ...] | None = None  # in [0, 1], P(y > pi_t)
+  messages: tuple[Message, ...] | None = None
   steps: tuple[tuple[str, ...], ...] | None = None  # of a response, joined it
   step_labels: tuple[tuple[float, ...], ...] | None = None  # in [0, 1]; NaN: unknown
 
@@ -43,34 +50,33 @@ class Skipped:
 def from_fields(fields: Mapping[str, Any], where: str) -> Record | Skipped:
   """The record in one row of a source; `where` names the row in errors.
 
-  The fields decide the form: `chosen` and `rejected` with a `prompt` or as
-  whole transcripts, `responses`, `response`, `text`, graded solutions of a `question`
-  with its `ground_truth`, or `output_1` and `output_2` (docs/data.md). A null counts as
-  absent, and fields that no form knows are ignored.
+  The fields decide the form: `chosen` and `rejected` with a `prompt` or as whole
+  transcripts or conversations, `responses`, `response`, `messages` or `conversations`,
+  or `text` (docs/data.md). A null counts as absent, and fields that no form knows are
+  ignored.
 
   Raises:
     InputError: naming `where`, the rule and the field, never the text.
   """
   present = {key: value for key, value in fields.items() if value is not None}
-  forms = _matching(_FORMS, present) or _matching(_LAYOUTS, present)
+  forms = [read for names, read in _FORMS if any(name in present for name in names)]
   if len(forms) != 1:
     raise InputError(
       f'{where}: a record has exactly one of these sets of fields: '
-      '(`chosen`, `rejected`), `responses`, `response`, `text`, (`question`, '
-      '`ground_truth`) or (`output_1`, `output_2`); '
-      f'this one has {_names(present)}.'
+      '(`chosen`, `rejected`), `responses`, `response`, `messages`, `conversations` or '
+      f'`text`; this one has {_names(present)}.'
     )
   return forms[0](present, where)
 
 
 def _preference_pair(fields: Mapping, where: str) -> Record | Skipped:
+  if conversations.is_conversation(fields.get('chosen')):
+    return _conversation_pair(fields, where)
   chosen = _text(fields, 'chosen', where)
   rejected = _text(fields, 'rejected', where)
-  preference = fields.get('preference', 1.0)
-  pair = Pair(0, 1, _share(preference, '`preference`', where))
+  pair = _only_pair(fields, where)
   if 'prompt' in fields:
-    prompt = _prompt(fields, where)
-    return _record(fields, where, prompt, (chosen, rejected), (pair,))
+    return _record(fields, where, _prompt(fields, where), (chosen, rejected), (pair,))
   if TURN not in chosen and TURN not in rejected:
     raise InputError(
       f'{where}: `chosen` and `rejected` need a `prompt`, unless both are '
@@ -85,6 +91,45 @@ def _preference_pair(fields: Mapping, where: str) -> Record | Skipped:
     return Skipped('empty_response', where)
   responses = (chosen[end:], rejected[end:])
   return _record(fields, where, chosen[:end], responses, (pair,))
+
+
+def _only_pair(fields: Mapping, where: str) -> Pair:
+  return Pair(0, 1, _share(fields.get('preference', 1.0), '`preference`', where))
+
+
+def _conversation_pair(fields: Mapping, where: str) -> Record | Skipped:
+  """Two conversations that go apart in their last turn, each an answer."""
+  before = ()
+  if conversations.is_conversation(fields.get('prompt')):
+    before = _messages(fields, 'prompt', where)
+  pair = _only_pair(fields, where)
+  sides = [before + _messages(fields, name, where) for name in ('chosen', 'rejected')]
+  if sides[0][:-1] != sides[1][:-1]:
+    return Skipped('no_shared_prompt', where)
+  if any(side[-1].role != 'assistant' for side in sides):
+    return Skipped('no_last_answer', where)
+  responses = tuple(side[-1].content for side in sides)
+  if not all(responses):
+    return Skipped('empty_response', where)
+  return _record(fields, where, sides[0][:-1], responses, (pair,))
+
+
+def _conversation(fields: Mapping, where: str) -> Record | Skipped:
+  """One conversation, whose last turn is what is to be said."""
+  name = 'messages' if 'messages' in fields else 'conversations'
+  *before, last = _messages(fields, name, where)
+  if last.role != 'assistant':
+    return Skipped('no_last_answer', where)
+  if not last.content:
+    return Skipped('empty_response', where)
+  return _record(fields, where, tuple(before), (last.content,))
+
+
+def _messages(fields: Mapping, name: str, where: str) -> tuple[Message, ...]:
+  messages = conversations.read(fields.get(name), name, where)
+  for i, message in enumerate(messages):
+    _checked_text(message.content, f'`{name}[{i}]`', where, empty=True)
+  return messages
 
 
 def _shared_prompt(chosen: str, rejected: str) -> int | None:
@@ -124,68 +169,21 @@ def _plain_text(fields: Mapping, where: str) -> Record:
   return _record(fields, where, '', (_text(fields, 'text', where),))
 
 
-def _graded_solutions(fields: Mapping, where: str) -> Record:
-  """A question with graded solutions; each right one is paired with each wrong one.
-
-  The layout of GSM8K's example_model_solutions: a field for each model.
-  """
-  graded = {name: x for name, x in fields.items() if isinstance(x, Mapping)}
-  if not graded:
-    raise InputError(f'{where}: no field holds a `solution` and its `is_correct`.')
-  right = [
-    _truth(found.get('is_correct'), f'`{name}.is_correct`', where)
-    for name, found in graded.items()
-  ]
-  solutions = tuple(
-    _text(found, 'solution', f'{where}, {name}') for name, found in graded.items()
-  )
-  pairs = tuple(
-    Pair(i, j)
-    for i, good in enumerate(right)
-    for j, other in enumerate(right)
-    if good and not other
-  )
-  question = _text(fields, 'question', where)
-  return Record(f'{question}\n', solutions, pairs, tuple(map(float, right)))
-
-
-def _two_outputs(fields: Mapping, where: str) -> Record:
-  """An instruction with two outputs, the better one named: the layout of LLMBar."""
-  label = fields.get('label')
-  if isinstance(label, bool) or label not in (1, 2):
-    raise InputError(f'{where}: `label` must be 1 or 2, got {_shown(label)}.')
-  outputs = tuple(_text(fields, name, where) for name in ('output_1', 'output_2'))
-  prompt = _text(fields, 'input', where)
-  return Record(f'{prompt}\n', outputs, (Pair(label - 1, 2 - label),))
-
-
-def _truth(value: Any, name: str, where: str) -> bool:
-  if not isinstance(value, bool):
-    raise InputError(f'{where}: {name} must be true or false, got {_shown(value)}.')
-  return value
-
-
 _FORMS: Sequence[tuple[tuple[str, ...], Callable]] = (
   (('chosen', 'rejected'), _preference_pair),
   (('responses',), _many_responses),
   (('response',), _one_response),
+  (('messages', 'conversations'), _conversation),
   (('text',), _plain_text),
 )
-# Of public files; looked for where a row has none of the forms above.
-_LAYOUTS: Sequence[tuple[tuple[str, ...], Callable]] = (
-  (('ground_truth',), _graded_solutions),
-  (('output_1', 'output_2'), _two_outputs),
-)
-
-
-def _matching(forms: Sequence, present: Mapping) -> list[Callable]:
-  return [read for names, read in forms if any(name in present for name in names)]
+FORM_FIELDS = frozenset(name for names, _ in _FORMS for name in names)
+"""Fields one of which every record has, in its form."""
 
 
 def _record(
   fields: Mapping,
   where: str,
-  prompt: str,
+  prompt: str | tuple[Message, ...],
   responses: tuple[str, ...],
   pairs: tuple[Pair, ...] = (),
 ) -> Record:
@@ -194,10 +192,14 @@ def _record(
     for name in ('labels', 'win_rates')
   }
   steps = _steps(fields, responses, where)
-  step_labels = _step_labels(fields, steps, where)
-  return Record(
-    prompt, responses, pairs, **numbers, steps=steps, step_labels=step_labels
-  )
+  numbers['step_labels'] = _step_labels(fields, steps, where)
+  if isinstance(prompt, str):
+    return Record(prompt, responses, pairs, **numbers, steps=steps)
+  spaced = tuple(f' {text}' for text in responses)
+  if steps is not None:
+    steps = tuple((f' {first}', *more) for first, *more in steps)
+  text = conversations.as_text(prompt)
+  return Record(text, spaced, pairs, **numbers, steps=steps, messages=prompt)
 
 
 def _steps(
@@ -304,7 +306,9 @@ def _share(value: Any, name: str, where: str) -> float:
   return float(value)
 
 
-def _prompt(fields: Mapping, where: str) -> str:
+def _prompt(fields: Mapping, where: str) -> str | tuple[Message, ...]:
+  if conversations.is_conversation(fields.get('prompt')):
+    return _messages(fields, 'prompt', where)
   return _text(fields, 'prompt', where, empty=True)
 
 

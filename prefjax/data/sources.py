@@ -1,4 +1,4 @@
-"""Where records come from: JSON, CSV, Parquet and TFDS, read as a stream."""
+"""Where records come from: files, TFDS and Hugging Face, read as a stream."""
 
 from collections.abc import Iterable, Iterator
 import csv
@@ -14,7 +14,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from prefjax.data.records import Record, Skipped, from_fields
+from prefjax.data import columns as columns_lib
+from prefjax.data import hf
+from prefjax.data.layouts import from_fields
+from prefjax.data.records import Record, Skipped
 from prefjax.errors import InputError
 
 _SCHEMES = {
@@ -23,15 +26,20 @@ _SCHEMES = {
   'csv': '`csv:PATH`',
   'parquet': '`parquet:PATH`',
   'tfds': '`tfds:NAME/SPLIT`',
+  'hf': '`hf:ORG/NAME[/CONFIG]:SPLIT`',
 }
 _BATCH = 1024  # rows of a Parquet file held at a time
 
 
-def read(source: str, *, data_dir: Path | None = None) -> Iterator[Record | Skipped]:
+def read(
+  source: str, *, columns: str = '', data_dir: Path | None = None
+) -> Iterator[Record | Skipped]:
   """The records of a source, in its order, one at a time.
 
   Args:
-    source: `jsonl:PATH`, `json:PATH`, `csv:PATH`, `parquet:PATH` or `tfds:NAME/SPLIT`.
+    source: `jsonl:PATH`, `json:PATH`, `csv:PATH`, `parquet:PATH`, `tfds:NAME/SPLIT` or
+      `hf:ORG/NAME[/CONFIG]:SPLIT`.
+    columns: a map of `prefjax.data.columns`; '' for rows that are records.
     data_dir: where a relative PATH is looked for first; by default the folder
       in the environment variable PREFJAX_DATA, or `data`.
 
@@ -39,14 +47,22 @@ def read(source: str, *, data_dir: Path | None = None) -> Iterator[Record | Skip
     InputError: at once for an unknown source or a missing file; while reading
       for a row that breaks a rule, naming file and row.
   """
-  return _records(rows(source, data_dir=data_dir))
+  return _records(rows(source, columns=columns, data_dir=data_dir))
 
 
 def rows(
-  source: str, *, data_dir: Path | None = None
-) -> Iterator[tuple[str, dict[str, Any]]]:
-  """The rows of a source as they are, each with its place for errors."""
+  source: str, *, columns: str = '', data_dir: Path | None = None
+) -> Iterator[tuple[str, dict[str, Any] | Skipped]]:
+  """The rows of a source, each with its place for errors."""
+  columns_lib.check(columns)
+  found = _raw(source, data_dir)
+  return ((where, columns_lib.mapped(columns, row, where)) for where, row in found)
+
+
+def _raw(source, data_dir):
   scheme, name = _split(source)
+  if scheme == 'hf':
+    return hf.rows(name, _places('', data_dir))
   if scheme == 'tfds':
     return _tfds_rows(name, data_dir)
   return _READERS[scheme](find(name, data_dir=data_dir))
@@ -59,6 +75,8 @@ def fingerprint(source: str, *, data_dir: Path | None = None) -> str:
   names and sizes of its files, which are too large to be read twice.
   """
   scheme, name = _split(source)
+  if scheme == 'hf':
+    return hf.fingerprint(name, _places('', data_dir))
   if scheme != 'tfds':
     with find(name, data_dir=data_dir).open('rb') as file:
       return hashlib.file_digest(file, 'sha256').hexdigest()
@@ -114,10 +132,10 @@ def _split(source: str) -> tuple[str, str]:
 
 
 def _records(
-  rows: Iterable[tuple[str, dict[str, Any]]],
+  rows: Iterable[tuple[str, dict[str, Any] | Skipped]],
 ) -> Iterator[Record | Skipped]:
   for where, fields in rows:
-    yield from_fields(fields, where)
+    yield fields if isinstance(fields, Skipped) else from_fields(fields, where)
 
 
 def _json_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -10,7 +10,10 @@ from typing import Protocol, runtime_checkable
 
 import sentencepiece
 
+from prefjax.data import chat as chat_lib
 from prefjax.data.characters import Characters
+from prefjax.data.chat import ChatTokenizer
+from prefjax.data.tokenizer_json import TokenizerJson
 from prefjax.errors import InputError
 
 
@@ -92,6 +95,10 @@ class SentencePiece:
     pad_id = _optional(self._begin.pad_id())
     self.pad_id = eos_id if pad_id is None else pad_id
     self.vocab_size = self._begin.get_piece_size()
+    pieces = range(self.vocab_size)
+    self.specials = {
+      self._begin.id_to_piece(i): i for i in pieces if self._begin.is_control(i)
+    }
     self.fingerprint = hashlib.sha256(content).hexdigest()
 
   def encode(self, text: str) -> list[int]:
@@ -102,6 +109,10 @@ class SentencePiece:
     """The ids of a text that follows another, with exactly its own spaces."""
     return self._continue.encode(text)
 
+  def encode_after_special(self, text: str) -> list[int]:
+    """The ids of a text between two special tokens, as for one that follows another."""
+    return self.encode_continuation(text)
+
   def decode(self, ids: Sequence[int]) -> str:
     """The text of the ids; BOS, EOS and pad are left out."""
     # A model may have more ids than its tokenizer, and draw one of them.
@@ -109,21 +120,29 @@ class SentencePiece:
     return self._begin.decode(list(known))
 
 
-def load(path: Path | str) -> SentencePiece | Characters:
+def load(path: Path | str, *, chat: bool = False) -> Tokenizer:
   """The tokenizer in a file, of the kind that its name says.
 
+  With `chat`, prompts are conversations under the template in the file's folder.
+
   Raises:
-    InputError: for a file of no known kind, or one that is broken.
+    InputError: for a file of no known kind, one that is broken, or no template.
   """
   path = Path(path)
+  if chat and path.name == 'tokenizer_config.json':
+    raise InputError(f'records.chat: the characters of `{path}` know no template.')
   if path.suffix == '.model':
-    return SentencePiece(path)
-  if path.name == 'tokenizer_config.json':
-    return Characters(path)
-  raise InputError(
-    f'`{path}` is no known tokenizer; known are a SentencePiece `NAME.model` and a '
-    '`tokenizer_config.json` that lists `char_ords`.'
-  )
+    found = SentencePiece(path)
+  elif path.name == 'tokenizer.json':
+    found = TokenizerJson(path)
+  elif path.name == 'tokenizer_config.json':
+    found = Characters(path)
+  else:
+    raise InputError(
+      f'`{path}` is no known tokenizer; known are a SentencePiece `NAME.model`, a '
+      '`tokenizer.json`, and a `tokenizer_config.json` that lists `char_ords`.'
+    )
+  return ChatTokenizer(found, chat_lib.template(path.parent)) if chat else found
 
 
 _TRAINING = dict(

@@ -13,8 +13,9 @@ from prefjax.evaluation.statistics import Estimate
 
 # Okabe and Ito: told apart under every common colour blindness, and in print.
 BLUE, ORANGE, GREEN, PURPLE = '#0072B2', '#D55E00', '#009E73', '#CC79A7'
-_INK, _GRID = '#333333', '#dddddd'
-_COLOURS = (BLUE, ORANGE)
+SKY, YELLOW = '#56B4E9', '#E69F00'
+COLOURS = (BLUE, ORANGE, GREEN, PURPLE, YELLOW, SKY)
+INK, _GRID = '#333333', '#dddddd'
 _SMOOTH_FROM = 200  # points; more of them are drawn with a moving mean
 _WINDOWS = 50  # of the moving mean, in the length of a run
 
@@ -154,6 +155,14 @@ ROLLOUT_PANELS = (
     'and that of responses cut off by the length limit.',
   ),
   Panel(
+    'process',
+    'Process reward model',
+    'accuracy (share of pairs)',
+    {'process/accuracy': 'accuracy'},
+    'Of a right and a wrong response to a prompt, how often the process reward model '
+    'scores the right one higher, before it learns from them.',
+  ),
+  Panel(
     'clipped',
     'Clipping',
     'share of tokens',
@@ -180,9 +189,9 @@ def over_steps(
   Training is a line, thin under a moving mean where there are many points; what
   is held out (`eval/`) is a line with markers.
   """
-  figure, axes = _axes(panel.title, x, panel.axis)
+  figure, axes = blank(panel.title, x, panel.axis)
   drawn = False
-  for (name, label), colour in zip(panel.lines.items(), _COLOURS, strict=False):
+  for (name, label), colour in zip(panel.lines.items(), COLOURS, strict=False):
     suffix = '' if len(panel.lines) == 1 else f', {label}'
     if name in series:
       _draw_train(axes, series[name], f'train{suffix}', colour)
@@ -194,10 +203,10 @@ def over_steps(
   if not drawn:
     return None
   if panel.level is not None:
-    axes.axhline(panel.level, color=_INK, linewidth=0.8, linestyle=(0, (4, 4)))
+    axes.axhline(panel.level, color=INK, linewidth=0.8, linestyle=(0, (4, 4)))
   axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
-  _legend(axes)
-  return _png(figure)
+  legend(axes)
+  return png(figure)
 
 
 class Band(NamedTuple):
@@ -212,23 +221,23 @@ class Band(NamedTuple):
 def bands(
   title: str, x: str, y: str, lines: Mapping[str, Band], *, doubling: bool = False
 ) -> bytes:
-  """Lines with their spread, as a PNG; of more than six the colours come again, dashed.
+  """Lines with their spread, as a PNG; colours come again, dashed, after six.
 
   With `doubling`, x has a logarithmic scale of base 2, with ticks where the lines are.
   """
-  figure, axes = _axes(title, x, y)
-  colours = (BLUE, ORANGE, GREEN, PURPLE, '#E69F00', '#56B4E9')
-  styles = itertools.product(('-', '--', ':'), colours)
+  figure, axes = blank(title, x, y)
+  styles = itertools.product(('-', '--', ':'), COLOURS)
   for (label, band), (style, colour) in zip(lines.items(), styles, strict=False):
-    more = {'color': colour, 'linestyle': style, 'linewidth': 1.4, 'label': label}
-    axes.plot(band.x, band.mean, **more)
+    axes.plot(band.x, band.mean, style, color=colour, linewidth=1.4, label=label)
     axes.fill_between(band.x, band.low, band.high, color=colour, alpha=0.2, linewidth=0)
   if doubling:
     ticks = sorted({float(at) for band in lines.values() for at in band.x})
     axes.set_xscale('log', base=2)
     axes.set_xticks(ticks, [f'{tick:g}' for tick in ticks])
-  _legend(axes)
-  return _png(figure)
+  else:
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
+  legend(axes)
+  return png(figure)
 
 
 def _draw_train(axes, series, label, colour):
@@ -267,11 +276,11 @@ def reward_kl_plane(
   The frontier is `kl`, `reward` and, where known, `reward_se`; nothing is drawn
   where an entry is not a number.
   """
-  figure, axes = _axes(
+  figure, axes = blank(
     'Reward against KL', 'KL to the reference (nats a response)', 'reward'
   )
   if frontier is not None:
-    _draw_frontier(axes, **frontier)
+    draw_frontier(axes, **frontier)
   styles = itertools.cycle(itertools.product('osD', (BLUE, ORANGE, GREEN, PURPLE)))
   for (name, (kl, reward)), (marker, colour) in zip(
     points.items(), styles, strict=False
@@ -289,39 +298,43 @@ def reward_kl_plane(
       # matplotlib hides labels with a leading `_` and reads `$` as mathematics.
       label=name.lstrip('_').replace('$', r'\$'),
     )
-  _legend(axes)
-  return _png(figure)
+  legend(axes)
+  return png(figure)
 
 
-def _draw_frontier(axes, kl, reward, reward_se=None):
-  axes.plot(kl, reward, color=_INK, linewidth=1.4, label='frontier')
+def draw_frontier(axes, kl, reward, reward_se=None):
+  """The best reward at each KL as a line, with its standard error as a band."""
+  axes.plot(kl, reward, color=INK, linewidth=1.4, label='frontier')
   if reward_se is not None:
     low, high = reward - reward_se, reward + reward_se
-    axes.fill_between(kl, low, high, color=_INK, alpha=0.15, linewidth=0)
+    axes.fill_between(kl, low, high, color=INK, alpha=0.15, linewidth=0)
 
 
-def _axes(title, x, y):
+def blank(title, x, y, height=3.4):
+  """An empty plot of this module's style: the figure and its axes."""
   # A Figure of its own, not pyplot: no backend is chosen for the whole process.
-  figure = Figure(figsize=(5.6, 3.4), dpi=160, layout='constrained')
+  figure = Figure(figsize=(5.6, height), dpi=160, layout='constrained')
   axes = figure.add_subplot()
-  axes.set_title(title, loc='left', fontsize=11, color=_INK)
-  axes.set_xlabel(x, fontsize=9, color=_INK)
-  axes.set_ylabel(y, fontsize=9, color=_INK)
-  axes.tick_params(labelsize=8, colors=_INK, length=3, width=0.6)
+  axes.set_title(title, loc='left', fontsize=11, color=INK)
+  axes.set_xlabel(x, fontsize=9, color=INK)
+  axes.set_ylabel(y, fontsize=9, color=INK)
+  axes.tick_params(labelsize=8, colors=INK, length=3, width=0.6)
   axes.grid(color=_GRID, linewidth=0.6)
   axes.set_axisbelow(True)
   for side, spine in axes.spines.items():
     spine.set_visible(side in ('left', 'bottom'))
     spine.set_linewidth(0.6)
-    spine.set_color(_INK)
+    spine.set_color(INK)
   return figure, axes
 
 
-def _legend(axes):
-  axes.legend(fontsize=8, frameon=False, labelcolor=_INK)
+def legend(axes):
+  """The legend, where the lines leave it room."""
+  axes.legend(fontsize=8, frameon=False, labelcolor=INK)
 
 
-def _png(figure):
+def png(figure):
+  """The figure as bytes that depend on it alone."""
   buffer = io.BytesIO()
   # matplotlib's name and version would differ where the numbers do not.
   figure.savefig(buffer, format='png', metadata={'Software': None})

@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 
 from prefjax.errors import InputError
-from prefjax.evaluation import page, plots
-from prefjax.evaluation.plots import Series
+from prefjax.evaluation import page, plots, runs
 from prefjax.evaluation.statistics import Estimate
 from prefjax.training import metrics, processes
 
@@ -57,18 +56,23 @@ def write_report(
   if not processes.first():
     return workdir / 'report' / 'index.html'
   path = workdir / 'metrics.jsonl'
-  series = _series(_rows(path)) if path.exists() or not images else {}
+  series = runs.series(_rows(path)) if path.exists() or not images else {}
   drawn = {**(images or {}), **_images(series, points, frontier, rollouts)}
-  temporary = workdir / 'report.tmp'
-  shutil.rmtree(temporary, ignore_errors=True)
-  temporary.mkdir()
-  for name, (png, _, _) in drawn.items():
-    (temporary / f'{name}.png').write_bytes(png)
   results = {'Results': table} | dict(tables or {})
   sections = _sections(workdir, series, list(drawn.values()), results, notes)
-  text = page.render(title, sections)
+  files = {f'{name}.png': image[0] for name, image in drawn.items()}
+  return write_folder(workdir / 'report', page.render(title, sections), files)
+
+
+def write_folder(folder: Path, text: str, files: Mapping[str, bytes]) -> Path:
+  """Writes a page and files beside it, in the place of what was there; its path."""
+  temporary = folder.with_name(f'{folder.name}.tmp')
+  shutil.rmtree(temporary, ignore_errors=True)
+  temporary.mkdir(parents=True)
+  for name, data in files.items():
+    (temporary / name).write_bytes(data)
   (temporary / 'index.html').write_text(text, encoding='utf-8')
-  return _put_in_place(temporary, workdir / 'report') / 'index.html'
+  return _put_in_place(temporary, folder) / 'index.html'
 
 
 def _put_in_place(temporary, folder):
@@ -87,16 +91,6 @@ def _rows(path):
   if not path.exists():
     raise InputError(f'A report is made from {path}, which does not exist.')
   return metrics.read(path)
-
-
-def _series(rows):
-  names = sorted({name for row in rows for name in row} - {'step'})
-  series = {}
-  for name in names:
-    found = [(row['step'], row[name]) for row in rows if name in row]
-    steps, values = zip(*found, strict=True)
-    series[name] = Series(np.array(steps), np.array(values))
-  return series
 
 
 def _images(series, points, frontier, rollouts):

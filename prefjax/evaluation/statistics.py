@@ -66,6 +66,33 @@ def paired_difference(
   return Difference(mean, error, in_standard_errors(mean, error))
 
 
+class Interval(NamedTuple):
+  """Between what a bootstrap puts 95 % of its means."""
+
+  low: float
+  high: float
+
+
+def paired_bootstrap(
+  differences: Float[np.ndarray, 's p'], *, draws: int = 10_000, seed: int = 0
+) -> Interval:
+  """The percentile interval of a mean of paired differences, in their unit.
+
+  Seeds [s] and prompts [p] are drawn with replacement, each axis by itself, so that
+  what the differences of a seed or of a prompt share is not taken for evidence. Where
+  one axis has length 1 it is the plain bootstrap of the other. Of 3 seeds alone there
+  are but 10 samples, and the interval is no wider than they are.
+
+  Source: Owen, The pigeonhole bootstrap (arXiv:0712.1111), which is conservative.
+  """
+  rng = np.random.default_rng(seed)
+  s, p = differences.shape
+  seeds = rng.multinomial(s, np.full(s, 1 / s), draws) / s
+  prompts = rng.multinomial(p, np.full(p, 1 / p), draws) / p
+  means = np.sum((seeds @ differences.astype(np.float64)) * prompts, axis=1)
+  return Interval(*map(float, np.quantile(means, (0.025, 0.975))))
+
+
 def in_standard_errors(value: float, standard_error: float) -> float:
   """Value / standard_error, and its limit where the standard error is 0."""
   if standard_error > 0:

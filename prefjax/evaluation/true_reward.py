@@ -2,14 +2,15 @@
 
 from collections.abc import Callable, Sequence
 import dataclasses
+import functools
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from prefjax import logprobs
+from prefjax.evaluation import best_of, statistics
 from prefjax.evaluation import frontier as frontiers
-from prefjax.evaluation import statistics
 from prefjax.evaluation.frontier import Frontier, Verdict
 from prefjax.evaluation.statistics import Difference, Estimate
 from prefjax.rollout.responses import Drawn, Writer
@@ -18,6 +19,7 @@ from prefjax.types import Forward, PreferenceBatch
 
 # In units of reward a nat: from nearly the reference to nearly the best response.
 BETAS = np.geomspace(0.02, 50.0, 81)
+BEST_OF = (1, 4, 16, 64, 128)  # the DPO paper's baselines
 
 
 class Comparison(NamedTuple):
@@ -30,6 +32,8 @@ class Comparison(NamedTuple):
   frontier: Frontier
   verdict: Verdict
   samples: list[dict[str, Any]]  # a few responses of the policy a prompt
+  by_prompt: dict[str, np.ndarray]  # [p] reward of policy and reference, kl
+  best_of: dict[int, Estimate]  # n -> reward of the best of n of the reference
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -51,7 +55,7 @@ class Judge:
   def compare(self, params: Any, reference: Any) -> Comparison:
     """Draws from both, scores under both, and places the policy on the plane."""
     models = (reference, params)
-    score = jax.jit(_scores(self.forward))
+    score = _scores(self.forward)
     rewards, logps, kls, samples = [], [], [], []
     for purpose, drawn_from in enumerate(models):
       key = jax.random.fold_in(jax.random.key(self.seed), purpose)
@@ -102,6 +106,12 @@ class Judge:
       frontier=frontier,
       verdict=frontiers.judge(frontier, kl, policy),
       samples=samples,
+      by_prompt={'reward': policy, 'reference': reference, 'kl': kl},
+      best_of={
+        n: statistics.mean_and_standard_error(best_of.best_of(rewards[0], n))
+        for n in BEST_OF
+        if n <= count
+      },
     )
 
 
@@ -119,9 +129,11 @@ def as_batch(drawn: Drawn) -> PreferenceBatch:
   )
 
 
+@functools.lru_cache(maxsize=8)
 def _scores(forward: Forward) -> Callable:
   """(reference, policy, batch) -> log-probs under each, and KL(policy || reference)."""
 
+  @jax.jit
   def score(reference, policy, batch):
     def read(hidden, head, **more):
       return logprobs.from_hidden(hidden, head, batch.responses, batch.mask, **more)

@@ -1,18 +1,39 @@
-"""What a Hugging Face config.json says, and how its tensors are named, in our terms."""
+"""The published families: what their config.json says, and their tensors' names."""
 
 from collections.abc import Mapping
-import dataclasses
-import inspect
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
-from prefjax.errors import InputError
-from prefjax.models import config as configs
-from prefjax.models.config import DecoderConfig
+from prefjax.models import fields as parts
 
-RUNNING = ('attention', 'layout', 'remat', 'dtype', 'param_dtype')
-"""How a model is run, which a checkpoint leaves open; all else is the checkpoint's."""
 
-# Our field -> the key of config.json.
+class Architecture(NamedTuple):
+  """How a family's config.json and tensors say what ours do.
+
+  Attributes:
+    keys: our field -> the key of config.json.
+    names: our path -> the tensor's name; below `layers`, names go on from that of the
+      layer. Three paths with one name are thirds of one tensor, in this order.
+    sections: fields that are no single key.
+    defaults: what transformers takes for a key that is not written.
+    only: keys that are understood with one value alone, or not written.
+    derived: fields that need not be written, as they follow from others.
+    thirds: how query, key and value lie in one tensor: end to end, or head by head.
+    transposed: kernels are [outputs, inputs] there.
+    buffers: endings of tensors that old checkpoints hold beside their weights.
+  """
+
+  family: str
+  keys: Mapping[str, str]
+  names: Mapping[str, str]
+  sections: tuple[parts.Section, ...] = ()
+  defaults: Mapping[str, Any] = {}
+  only: Mapping[str, Any] = {}
+  derived: tuple[str, ...] = ('head_dim', 'num_kv_heads')
+  thirds: Literal['end to end', 'by head'] | None = None
+  transposed: bool = True
+  buffers: tuple[str, ...] = ('.rotary_emb.inv_freq',)
+
+
 _KEYS = {
   'vocab_size': 'vocab_size',
   'width': 'hidden_size',
@@ -27,24 +48,15 @@ _KEYS = {
   'tied_embeddings': 'tie_word_embeddings',
 }
 _ATTENTION_BIAS = dict.fromkeys(('qkv_bias', 'output_bias'), 'attention_bias')
-# What transformers takes for a key that is not written.
-_DEFAULTS = {
-  'rms_norm_eps': 1e-6,
-  'rope_theta': 10_000.0,
-  'tie_word_embeddings': False,
-  'attention_bias': False,
-  'mlp_bias': False,
-  'sliding_window': 4096,
+_GEMMA_KEYS = {
+  **_KEYS,
+  **_ATTENTION_BIAS,
+  'attention_soft_cap': 'attn_logit_softcapping',
+  'logit_soft_cap': 'final_logit_softcapping',
 }
-# Keys that are understood with one value alone, which is also what absence means.
-_ONLY = {
-  'hidden_act': 'silu',
-  'use_sliding_window': False,
-  'quantization_config': None,
-}
+_SHARED_BY_NEOX = ('vocab_size', 'width', 'num_layers', 'num_heads', 'mlp_width')
 
-# Our path -> the tensor's name; below `layers`, names go on from that of the layer.
-NAMES = {
+_NAMES = {
   'embedding': 'model.embed_tokens',
   'unembedding': 'lm_head',
   'norm': 'model.norm',
@@ -61,106 +73,159 @@ NAMES = {
   'layers.mlp.up': 'mlp.up_proj',
   'layers.mlp.down': 'mlp.down_proj',
 }
-
-
-class Architecture(NamedTuple):
-  """How a config.json describes one of our families, and what it need not say."""
-
-  family: str
-  keys: Mapping[str, str]
-  defaults: Mapping[str, Any] = {}
-
+_GEMMA_NAMES = _NAMES | {
+  'layers.attention_post_norm': 'post_attention_layernorm',
+  'layers.mlp_norm': 'pre_feedforward_layernorm',
+  'layers.mlp_post_norm': 'post_feedforward_layernorm',
+}
+_NEOX_NAMES = {
+  'embedding': 'gpt_neox.embed_in',
+  'unembedding': 'embed_out',
+  'norm': 'gpt_neox.final_layer_norm',
+  'layers': 'gpt_neox.layers',
+  'layers.attention_norm': 'input_layernorm',
+  'layers.attention.query': 'attention.query_key_value',
+  'layers.attention.key': 'attention.query_key_value',
+  'layers.attention.value': 'attention.query_key_value',
+  'layers.attention.out': 'attention.dense',
+  'layers.mlp_norm': 'post_attention_layernorm',
+  'layers.mlp.up': 'mlp.dense_h_to_4h',
+  'layers.mlp.down': 'mlp.dense_4h_to_h',
+}
+_GPT2_NAMES = {
+  'embedding': 'transformer.wte',
+  'positions': 'transformer.wpe',
+  'unembedding': 'lm_head',
+  'norm': 'transformer.ln_f',
+  'layers': 'transformer.h',
+  'layers.attention_norm': 'ln_1',
+  'layers.attention.query': 'attn.c_attn',
+  'layers.attention.key': 'attn.c_attn',
+  'layers.attention.value': 'attn.c_attn',
+  'layers.attention.out': 'attn.c_proj',
+  'layers.mlp_norm': 'ln_2',
+  'layers.mlp.up': 'mlp.c_fc',
+  'layers.mlp.down': 'mlp.c_proj',
+}
+_LLAMA_DEFAULTS = {
+  'rms_norm_eps': 1e-6,
+  'rope_theta': 10_000.0,
+  'tie_word_embeddings': False,
+  'attention_bias': False,
+  'mlp_bias': False,
+  'sliding_window': 4096,
+}
+_GEMMA_DEFAULTS = _LLAMA_DEFAULTS | {
+  'tie_word_embeddings': True,
+  'head_dim': 256,
+  'attn_logit_softcapping': None,
+  'final_logit_softcapping': None,
+}
+_SILU = {'hidden_act': 'silu'}
+_GEMMA_ONLY = {
+  'hidden_activation': 'gelu_pytorch_tanh',
+  'use_bidirectional_attention': False,
+}
 
 ARCHITECTURES = {
   'LlamaForCausalLM': Architecture(
-    'llama', _KEYS | _ATTENTION_BIAS | {'mlp_bias': 'mlp_bias'}
+    'llama',
+    _KEYS | _ATTENTION_BIAS | {'mlp_bias': 'mlp_bias'},
+    _NAMES,
+    (parts.ROPE,),
+    _LLAMA_DEFAULTS,
+    _SILU,
   ),
-  'MistralForCausalLM': Architecture('mistral', _KEYS | {'window': 'sliding_window'}),
-  'Qwen2ForCausalLM': Architecture('qwen2', _KEYS),
-  'Qwen3ForCausalLM': Architecture('qwen3', _KEYS | _ATTENTION_BIAS, {'head_dim': 128}),
+  'MistralForCausalLM': Architecture(
+    'mistral',
+    _KEYS | {'window': 'sliding_window'},
+    _NAMES,
+    (parts.ROPE,),
+    _LLAMA_DEFAULTS,
+    _SILU,
+  ),
+  'Qwen2ForCausalLM': Architecture(
+    'qwen2',
+    _KEYS,
+    _NAMES,
+    (parts.ROPE, parts.QWEN_LAYERS),
+    _LLAMA_DEFAULTS,
+    _SILU,
+  ),
+  'Qwen3ForCausalLM': Architecture(
+    'qwen3',
+    _KEYS | _ATTENTION_BIAS,
+    _NAMES,
+    (parts.ROPE, parts.QWEN_LAYERS),
+    _LLAMA_DEFAULTS | {'head_dim': 128},
+    _SILU,
+  ),
+  'Gemma2ForCausalLM': Architecture(
+    'gemma2',
+    _GEMMA_KEYS,
+    _GEMMA_NAMES,
+    (parts.ROPE, parts.GEMMA2_LAYERS, parts.SCALE),
+    _GEMMA_DEFAULTS | {'attn_logit_softcapping': 50.0, 'final_logit_softcapping': 30.0},
+    _GEMMA_ONLY,
+  ),
+  'Gemma3ForCausalLM': Architecture(
+    'gemma3',
+    _GEMMA_KEYS | {'local_rope_theta': 'rope_local_base_freq'},
+    _GEMMA_NAMES,
+    (parts.TWO_ROPES, parts.GEMMA3_LAYERS, parts.SCALE),
+    _GEMMA_DEFAULTS | {'rope_theta': 1e6, 'rope_local_base_freq': 10_000.0},
+    _GEMMA_ONLY | {'model_type': 'gemma3_text'},
+  ),
+  'GPTNeoXForCausalLM': Architecture(
+    'gpt_neox',
+    {
+      **{ours: _KEYS[ours] for ours in _SHARED_BY_NEOX},
+      'max_positions': 'max_position_embeddings',
+      'norm_eps': 'layer_norm_eps',
+      'rope_theta': 'rotary_emb_base',
+      'rotary_fraction': 'rotary_pct',
+      'parallel_residual': 'use_parallel_residual',
+      'tied_embeddings': 'tie_word_embeddings',
+      **_ATTENTION_BIAS,
+    },
+    _NEOX_NAMES,
+    (parts.ROPE,),
+    {
+      'layer_norm_eps': 1e-5,
+      'rotary_emb_base': 10_000.0,
+      'rotary_pct': 0.25,
+      'use_parallel_residual': True,
+      'tie_word_embeddings': False,
+      'attention_bias': True,
+    },
+    {'hidden_act': 'gelu'},
+    thirds='by head',
+    buffers=('.rotary_emb.inv_freq', '.attention.bias', '.attention.masked_bias'),
+  ),
+  'GPT2LMHeadModel': Architecture(
+    'gpt2',
+    {
+      'vocab_size': 'vocab_size',
+      'width': 'n_embd',
+      'num_layers': 'n_layer',
+      'num_heads': 'n_head',
+      'mlp_width': 'n_inner',
+      'max_positions': 'n_positions',
+      'norm_eps': 'layer_norm_epsilon',
+      'tied_embeddings': 'tie_word_embeddings',
+    },
+    _GPT2_NAMES,
+    (),
+    {'layer_norm_epsilon': 1e-5, 'tie_word_embeddings': True},
+    {
+      'activation_function': 'gelu_new',
+      'scale_attn_weights': True,
+      'scale_attn_by_inverse_layer_idx': False,
+      'add_cross_attention': False,
+    },
+    ('head_dim', 'num_kv_heads', 'mlp_width'),
+    thirds='end to end',
+    transposed=False,
+    buffers=('.attn.bias', '.attn.masked_bias'),
+  ),
 }
-
-
-def read(described: Mapping[str, Any], where: str) -> tuple[str, DecoderConfig]:
-  """The family and the config that a config.json describes.
-
-  Raises:
-    InputError: naming `where` and the key that is missing, wrong or not supported.
-  """
-  names = described.get('architectures')
-  if names not in [[name] for name in ARCHITECTURES]:
-    raise InputError(
-      f'{where} has architectures={names!r}; prefjax knows one of '
-      f'{sorted(ARCHITECTURES)}.'
-    )
-  family, keys, defaults = ARCHITECTURES[names[0]]
-  for key, only in _ONLY.items():
-    if described.get(key, only) != only:
-      raise InputError(f'{where} has {key}={described[key]!r}; supported is {only!r}.')
-  said = {**_DEFAULTS, **defaults, **described, **_rope(described, where)}
-  if said.get('num_key_value_heads') is None:
-    said['num_key_value_heads'] = said.get('num_attention_heads')
-  derived = [] if said.get('head_dim') else ['head_dim']
-  missing = sorted(set(keys.values()) - set(said) - set(derived))
-  if missing:
-    raise InputError(f'{where} lacks {missing}.')
-  fields = {
-    ours: _value(_TYPES[ours], key, said[key], where)
-    for ours, key in keys.items()
-    if ours not in derived
-  }
-  fields.setdefault('head_dim', fields['width'] // fields['num_heads'])
-  return family, configs.create(family=family, **fields)
-
-
-def describe(config: DecoderConfig) -> dict[str, Any]:
-  """A config.json that `read` takes for this config.
-
-  Raises:
-    InputError: where no known architecture can say all of it.
-  """
-  running = {name: getattr(config, name) for name in RUNNING}
-  for name, (family, keys, _) in ARCHITECTURES.items():
-    described = {
-      'architectures': [name],
-      'model_type': family,
-      'hidden_act': 'silu',
-      'torch_dtype': config.param_dtype,
-      **{key: getattr(config, ours) for ours, key in keys.items()},
-    }
-    _, found = read(described, name)
-    if dataclasses.replace(found, **running) == config:
-      return described
-  raise InputError(f'None of {sorted(ARCHITECTURES)} can say all of {config}.')
-
-
-def _rope(described, where):
-  """The rotary base of transformers 5, which keeps it in a section of its own."""
-  found = {}
-  for key in ('rope_scaling', 'rope_parameters'):
-    section = described.get(key) or {}
-    plain = isinstance(section, dict) and all(
-      name == 'rope_theta' or (name in ('rope_type', 'type') and value == 'default')
-      for name, value in section.items()
-    )
-    if not plain:
-      raise InputError(
-        f'{where} has {key}={section!r}; scaled rotary positions are not supported.'
-      )
-    found |= {name: section[name] for name in section if name == 'rope_theta'}
-  return found
-
-
-_TYPES = {field.name: field.type for field in dataclasses.fields(DecoderConfig)}
-
-
-def _value(kind, key, value, where):
-  if kind is float and type(value) is int:
-    value = float(value)
-  fits = isinstance(value, kind) and isinstance(value, bool) == (kind is bool)
-  if not fits or (type(value) in (int, float) and not value > 0):
-    raise InputError(
-      f'{where} has {key}={value!r}; it must be {inspect.formatannotation(kind)}, and '
-      'positive where that is a number.'
-    )
-  return value

@@ -12,6 +12,8 @@ class DecoderConfig:
   """The shape of a decoder; `layer_is_global` says which layers have no window.
 
   A window counts positions. `rotary_fraction` is the share of a head that rotates.
+  `rope_scaling` stretches rotary angles by the four numbers after it; layers with
+  `local_rope_theta`, a base of their own for those with a window, are left as they are.
   Soft caps bound scores and logits by `cap * tanh(x / cap)`. `dtype` is that of
   computing; parameters are kept in `param_dtype`.
   """
@@ -32,6 +34,11 @@ class DecoderConfig:
   rotary_fraction: float = 1.0
   rope_theta: float = 10_000.0
   local_rope_theta: float | None = None
+  rope_scaling: Literal['none', 'linear', 'llama3'] = 'none'
+  rope_factor: float = 1.0
+  rope_low_factor: float = 1.0
+  rope_high_factor: float = 4.0
+  rope_original_positions: int = 8192
   mlp: Literal['silu_gated', 'gelu_gated', 'gelu', 'gelu_tanh'] = 'silu_gated'
   parallel_residual: bool = False
   qkv_bias: bool = False
@@ -44,9 +51,10 @@ class DecoderConfig:
   logit_soft_cap: float | None = None
   window: int | None = None
   global_every: int | None = None
+  global_first: int = 0
   attention: str = 'blocked'
   layout: Literal['shared', 'plain'] = 'shared'
-  remat: Literal['none', 'dots', 'full'] = 'none'
+  remat: Literal['none', 'dots', 'mixed', 'full'] = 'none'
   dtype: str = 'float32'
   param_dtype: str = 'float32'
 
@@ -55,6 +63,11 @@ class DecoderConfig:
       raise InputError(
         f'model.num_heads must be a multiple of model.num_kv_heads, got '
         f'{self.num_heads} and {self.num_kv_heads}.'
+      )
+    if self.attention == 'splash' and self.window is not None:
+      raise InputError(
+        f'model.attention=splash has no windows, and the model looks back '
+        f'model.window={self.window} positions.'
       )
     for name, known in _KNOWN.items():
       if getattr(self, name) not in known:
@@ -67,19 +80,21 @@ class DecoderConfig:
     """Which layers look at everything; the others look back `window` positions."""
     if self.window is None:
       return (True,) * self.num_layers
-    every = self.global_every
+    first, every = self.global_first, self.global_every
     return tuple(
-      every is not None and (layer + 1) % every == 0 for layer in range(self.num_layers)
+      layer < first or (every is not None and (layer + 1) % every == 0)
+      for layer in range(self.num_layers)
     )
 
 
 _KNOWN = {
   'norm': ('rms', 'rms_plus_one', 'layer'),
   'position': ('rotary', 'rotary_interleaved', 'learned'),
+  'rope_scaling': ('none', 'linear', 'llama3'),
   'mlp': ('silu_gated', 'gelu_gated', 'gelu', 'gelu_tanh'),
-  'attention': tuple(attention.IMPLEMENTATIONS),
+  'attention': (*attention.IMPLEMENTATIONS, 'splash'),
   'layout': ('shared', 'plain'),
-  'remat': ('none', 'dots', 'full'),
+  'remat': ('none', 'dots', 'mixed', 'full'),
   'dtype': ('float32', 'bfloat16', 'float64'),
   'param_dtype': ('float32', 'bfloat16', 'float64'),
 }

@@ -12,13 +12,17 @@ from jaxtyping import Array, Float, Int
 from prefjax.errors import InputError
 from prefjax.models import attention
 from prefjax.models.config import DecoderConfig
-from prefjax.models.layers import Block, Norm, angles, rotate
+from prefjax.models.layers import MIXED, Block, Norm, angles, frequencies, rotate
 from prefjax.models.sharding import constrain
+from prefjax.models.splash import splash
 from prefjax.types import Head, PreferenceBatch
 
 _NO_WINDOW = jnp.iinfo(jnp.int32).max
+_ATTENTION = {**attention.IMPLEMENTATIONS, 'splash': splash}
 _REMAT = {
   'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+  # Attention is not done again, projections are: for long rows.
+  'mixed': jax.checkpoint_policies.save_only_these_names(MIXED),
   'full': jax.checkpoint_policies.nothing_saveable,
 }
 
@@ -115,15 +119,17 @@ class Decoder(nnx.Module):
     config = self.config
     if config.position == 'learned':
       return None
-    size = int(config.head_dim * config.rotary_fraction)
-    thetas = (config.rope_theta, config.local_rope_theta or config.rope_theta)
-    return tuple(angles(position, size, theta) for theta in thetas)
+    full = frequencies(config, config.rope_theta, stretched=True)
+    if config.local_rope_theta is None:
+      return (angles(position, full),)
+    local = frequencies(config, config.local_rope_theta, stretched=False)
+    return angles(position, full), angles(position, local)
 
   def _turn(self, x, turns, full):
     if turns is None:
       return x
     table = turns[0]
-    if self.config.local_rope_theta is not None:
+    if len(turns) == 2:
       table = jax.tree.map(lambda a, b: jnp.where(full, a, b), *turns)
     interleaved = self.config.position == 'rotary_interleaved'
     return rotate(x, table, interleaved=interleaved)
@@ -132,7 +138,7 @@ class Decoder(nnx.Module):
     """Attention as the config has it."""
     config = self.config
     scale = config.attention_scale or config.head_dim**-0.5
-    return attention.IMPLEMENTATIONS[config.attention](
+    return _ATTENTION[config.attention](
       query,
       key,
       value,

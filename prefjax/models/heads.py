@@ -4,6 +4,7 @@ The head is one more parameter beside the decoder's, so that a critic can share 
 trunk with the policy or have one of its own.
 """
 
+import functools
 from typing import Any
 
 import jax
@@ -31,8 +32,9 @@ def trunk(params: Any) -> Any:
   return {name: leaf for name, leaf in params.items() if name != SCALAR}
 
 
+@functools.lru_cache(maxsize=32)
 def forward(base: Forward) -> Forward:
-  """The forward of a model whose parameters hold a scalar head too."""
+  """The forward of a model whose parameters hold a scalar head too; one a base."""
 
   def apply(params: Any, batch: PreferenceBatch, *, adapters: bool = True):
     hidden, head = base(trunk(params), batch, adapters=adapters)

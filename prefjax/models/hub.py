@@ -1,112 +1,88 @@
 """Reads and writes models in the Hugging Face layout: config.json and safetensors."""
 
-from collections.abc import Collection
-import contextlib
+from collections.abc import Callable, Iterable, Mapping
 import dataclasses
+import functools
 import json
 import os
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from flax import traverse_util
+import jax
 import jax.numpy as jnp
 import numpy as np
-import safetensors
 from safetensors.numpy import save_file
 
 from prefjax.errors import InputError
-from prefjax.models import architectures, decoder
-from prefjax.models.architectures import NAMES, RUNNING
+from prefjax.models import config_json, decoder, tensors
+from prefjax.models.architectures import Architecture
 from prefjax.models.config import DecoderConfig
+from prefjax.models.config_json import RUNNING
+from prefjax.models.stored import (
+  DTYPES,
+  INDEX,
+  WEIGHTS,
+  Stored,
+  open_folder,
+  read_json,
+  some,
+)
 
 _CONFIG = 'config.json'
-_WEIGHTS = 'model.safetensors'
-_INDEX = 'model.safetensors.index.json'
-_EMBEDDING = f'{NAMES["embedding"]}.weight'
-_HEAD = f'{NAMES["unembedding"]}.weight'
-_DTYPES = ('F64', 'F32', 'F16', 'BF16')
+_SHARD = 4 * 10**9  # bytes of a file
 
 
-class _Leaf(NamedTuple):
-  """An array of ours and the tensors it is made of: one a layer, or just one."""
+def load(
+  folder: Path,
+  *,
+  shardings: Callable[[Any], Any] | None = None,
+  **overrides: Any,
+) -> tuple[DecoderConfig, dict[str, Any]]:
+  """The config and the parameters in `folder`, of `param_dtype`.
 
-  names: tuple[str, ...]
-  shape: tuple[int, ...]
-  stacked: bool
-  kernel: bool  # [inputs, outputs] here, [outputs, inputs] there
+  The names, shapes and dtypes of all tensors are checked before the first is read.
+  The files are mapped into memory, and of them each device's part alone is read, so
+  that a second copy of the model is held nowhere.
 
-  @property
-  def tensor_shape(self) -> tuple[int, ...]:
-    shape = self.shape[1:] if self.stacked else self.shape
-    return shape[::-1] if self.kernel else shape
-
-  def views(self, array):
-    """By tensor name, the part of the array that it is, laid out as it is."""
-    parts = array if self.stacked else array[None]
-    parts = [part.T if self.kernel else part for part in parts]
-    return dict(zip(self.names, parts, strict=True))
-
-
-def load(folder: Path, **overrides: Any) -> tuple[DecoderConfig, dict[str, Any]]:
-  """The config and the parameters in `folder`, as NumPy arrays of `param_dtype`.
-
-  `overrides` say how the model is run (attention, layout, remat, dtype, param_dtype);
-  whatever else they name must be as the checkpoint has it. The names, shapes and dtypes
-  of all tensors are checked before the first is read.
+  Args:
+    folder: of config.json and safetensors.
+    shardings: from the tree of shapes to that of where the arrays shall lie; without
+      it they are NumPy's.
+    **overrides: how the model is run (attention, layout, remat, dtype, param_dtype);
+      whatever else they name must be as the checkpoint has it.
 
   Raises:
     InputError: where a file is missing or broken, the tensors are not those of the
       config.json, or that asks for something prefjax does not know.
   """
-  config = _config(folder, overrides)
-  leaves = _leaves(config)
-  flat = {}
-  with contextlib.ExitStack() as stack:
-    tensors = _open(folder, stack)
-    _check_names(folder, tensors, leaves.values())
-    _check_forms(folder, tensors, leaves.values())
-    _check_tied(folder, config, tensors)
-    for path, leaf in leaves.items():
-      flat[path] = np.empty(leaf.shape, jnp.dtype(config.param_dtype))
-      for name, view in leaf.views(flat[path]).items():
-        # With JAX comes ml_dtypes, by which NumPy knows bfloat16.
-        view[...] = tensors[name].get_tensor(name)
+  architecture, config = read_config(folder, **overrides)
+  leaves = tensors.leaves(architecture, config)
+  stored = _with_prefix(open_folder(folder), architecture)
+  _check_names(folder, stored, leaves.values(), architecture)
+  _check_forms(folder, stored, leaves.values())
+  _check_tied(folder, config, stored, architecture)
+  parts = [part for leaf in leaves.values() for part in leaf.parts]
+  arrays = {part.name: stored[part.name].array for part in parts}
+  dtype = jnp.dtype(config.param_dtype)
+  if shardings is None:
+    flat = {path: leaf.read(arrays, dtype) for path, leaf in leaves.items()}
+    return config, traverse_util.unflatten_dict(flat)
+  where = traverse_util.flatten_dict(shardings(decoder.create(config)[1]))
+  flat = {
+    path: jax.make_array_from_callback(
+      leaf.shape, where[path], functools.partial(leaf.read, arrays, dtype)
+    )
+    for path, leaf in leaves.items()
+  }
   return config, traverse_util.unflatten_dict(flat)
 
 
-def save(folder: Path, config: DecoderConfig, params: Any) -> None:
-  """Writes a model for `load` and for transformers; every bit is kept.
-
-  Raises:
-    InputError: where no known architecture can say what the config says, or the
-      parameters are not those of the config.
-  """
-  described = architectures.describe(config)
-  leaves, flat = _leaves(config), traverse_util.flatten_dict(params)
-  shapes = {path: leaf.shape for path, leaf in leaves.items()}
-  if {path: np.shape(array) for path, array in flat.items()} != shapes:
-    raise InputError('The parameters to be saved are not those of their config.')
-  tensors = {
-    # The library writes the memory as it lies, whatever the strides say.
-    name: np.ascontiguousarray(view)
-    for path, leaf in leaves.items()
-    for name, view in leaf.views(np.asarray(flat[path])).items()
-  }
-  folder.mkdir(parents=True, exist_ok=True)
-  files = {name: folder / f'{name}.tmp-{os.getpid()}' for name in (_WEIGHTS, _CONFIG)}
-  files[_CONFIG].write_text(json.dumps(described, indent=2) + '\n')
-  # Transformers insists on a format.
-  save_file(tensors, files[_WEIGHTS], metadata={'format': 'pt'})
-  # The library lets nobody but the writer read them.
-  files[_WEIGHTS].chmod(files[_CONFIG].stat().st_mode)
-  for name, temporary in files.items():
-    temporary.replace(folder / name)
-
-
-def _config(folder, overrides):
-  described = _json(folder / _CONFIG)
-  family, config = architectures.read(described, str(folder / _CONFIG))
-  decided = dataclasses.asdict(config) | {'family': family}
+def read_config(folder: Path, **overrides: Any) -> tuple[Architecture, DecoderConfig]:
+  """What `load` would say of the model, without reading a tensor."""
+  described = read_json(folder / _CONFIG)
+  architecture, config = config_json.read(described, str(folder / _CONFIG))
+  decided = dataclasses.asdict(config) | {'family': architecture.family}
   for name, value in overrides.items():
     if name not in decided:
       raise InputError(f'A model has no {name!r}; it has {sorted(decided)}.')
@@ -116,111 +92,145 @@ def _config(folder, overrides):
         f'{decided[name]!r}; it leaves open {list(RUNNING)} alone.'
       )
   running = {name: overrides[name] for name in RUNNING if name in overrides}
-  return dataclasses.replace(config, **running)
+  return architecture, dataclasses.replace(config, **running)
 
 
-def _leaves(config: DecoderConfig) -> dict[tuple[str, ...], _Leaf]:
-  leaves = {}
-  for path, array in traverse_util.flatten_dict(decoder.create(config)[1]).items():
-    # A table is an array itself; all else is a folder of kernel, scale or bias.
-    part = '.'.join(path[:-1] or path)
-    name = f'{NAMES[part]}.{"bias" if path[-1] == "bias" else "weight"}'
-    stacked = path[0] == 'layers'
-    if stacked:
-      layers = range(config.num_layers)
-      names = tuple(f'{NAMES["layers"]}.{layer}.{name}' for layer in layers)
-    else:
-      names = (name,)
-    leaves[path] = _Leaf(names, array.shape, stacked, path[-1] == 'kernel')
-  return leaves
+def save(
+  folder: Path, config: DecoderConfig, params: Any, *, shard: int = _SHARD
+) -> None:
+  """Writes a model for `load` and for transformers; every bit is kept.
+
+  Weights of more than `shard` bytes go into several files, of which one at a time is
+  held in memory.
+
+  Raises:
+    InputError: where no known architecture can say what the config says, or the
+      parameters are not those of the config.
+  """
+  architecture, described = config_json.describe(config)
+  leaves = tensors.leaves(architecture, config)
+  flat = traverse_util.flatten_dict(params)
+  shapes = {path: leaf.shape for path, leaf in leaves.items()}
+  if {path: np.shape(array) for path, array in flat.items()} != shapes:
+    raise InputError('The parameters to be saved are not those of their config.')
+  folder.mkdir(parents=True, exist_ok=True)
+  arrays = {path: (leaf, flat[path]) for path, leaf in leaves.items()}
+  _write_tensors(folder, arrays, list(_shards(arrays, shard)))
+  # Last, so that a folder that says what it is has it.
+  _write_json(folder / _CONFIG, described)
 
 
-def _json(path):
-  if not path.is_file():
-    raise InputError(f'There is no {path}.')
-  try:
-    found = json.loads(path.read_bytes())
-  except ValueError as error:
-    raise InputError(f'{path} is not JSON: {error}') from error
-  if not isinstance(found, dict):
-    raise InputError(f'{path} must be a JSON object.')
-  return found
+def _write_tensors(folder, arrays, shards):
+  if len(shards) == 1:
+    write = functools.partial(_write_shard, shards[0], arrays)
+    _write(folder / WEIGHTS, write)
+    return
+  where = {}
+  for i, shard in enumerate(shards, start=1):
+    name = f'model-{i:05}-of-{len(shards):05}.safetensors'
+    _write(folder / name, functools.partial(_write_shard, shard, arrays))
+    where |= dict.fromkeys(shard, name)
+  (folder / WEIGHTS).unlink(missing_ok=True)  # of an earlier model
+  _write_json(folder / INDEX, {'metadata': {}, 'weight_map': where})
 
 
-def _open(folder, stack):
-  """By tensor name, the open file that has it."""
-  tensors = {}
-  for path in _files(folder):
-    try:
-      file = stack.enter_context(safetensors.safe_open(path, framework='numpy'))
-    except (safetensors.SafetensorError, OSError) as error:
-      raise InputError(f'{path} is no whole safetensors file: {error}') from error
-    twice = set(file.keys()) & set(tensors)
-    if twice:
-      raise InputError(f'{path} repeats tensors of another shard: {_some(twice)}.')
-    tensors |= dict.fromkeys(file.keys(), file)
-  return tensors
+def _shards(arrays, limit):
+  """The tensors in order, {name: shape and dtype}, as many at once as fit the limit."""
+  size, part, seen = 0, {}, set()
+  for leaf, array in arrays.values():
+    dtype = np.dtype(array.dtype)
+    for each in leaf.parts:
+      if each.name in seen:  # a third of one that is counted
+        continue
+      seen.add(each.name)
+      more = int(np.prod(each.tensor_shape)) * dtype.itemsize
+      if part and size + more > limit:
+        yield part
+        size, part = 0, {}
+      part[each.name] = each.tensor_shape, dtype
+      size += more
+  yield part
 
 
-def _files(folder):
-  whole, index = folder / _WEIGHTS, folder / _INDEX
-  if whole.is_file():
-    return [whole]
-  if not index.is_file():
-    raise InputError(f'{folder} has neither {_WEIGHTS} nor {_INDEX}.')
-  shards = _json(index).get('weight_map')
-  if not isinstance(shards, dict):
-    raise InputError(f'{index} has no weight_map.')
-  paths = sorted({folder / str(shard) for shard in shards.values()})
-  missing = [path.name for path in paths if not path.is_file()]
-  if missing:
-    raise InputError(f'{index} names shards that are not there: {_some(missing)}.')
-  return paths
+def _write_shard(shard, arrays, path):
+  # The library writes the memory as it lies, whatever the strides say.
+  found = {name: np.empty(*form) for name, form in shard.items()}
+  for leaf, array in arrays.values():
+    if any(each.name in found for each in leaf.parts):
+      leaf.write(np.asarray(array), found)
+  # Transformers insists on a format.
+  save_file(found, path, metadata={'format': 'pt'})
 
 
-def _check_names(folder, tensors, leaves):
-  wanted = {name for leaf in leaves for name in leaf.names}
-  # A head that is not wanted is tied, and a copy; old checkpoints have tables of
-  # angles, which the decoder forms by itself.
+def _write_json(path, value):
+  _write(path, lambda file: file.write_text(json.dumps(value, indent=2) + '\n'))
+
+
+def _write(path, write):
+  temporary = path.with_name(f'{path.name}.tmp-{os.getpid()}')
+  temporary.touch()
+  mode = temporary.stat().st_mode
+  write(temporary)
+  # Safetensors lets nobody but the writer read what it wrote.
+  temporary.chmod(mode)
+  temporary.replace(path)
+
+
+def _with_prefix(stored, architecture):
+  """Tensors by their full names; a model saved without its head has shorter ones."""
+  prefix = architecture.names['embedding'].partition('.')[0] + '.'
+  if any(name.startswith(prefix) for name in stored):
+    return stored
+  head = _weight(architecture, 'unembedding')
+  return {
+    name if name == head else prefix + name: tensor for name, tensor in stored.items()
+  }
+
+
+def _weight(architecture, path):
+  return f'{architecture.names[path]}.weight'
+
+
+def _check_names(folder, stored, leaves, architecture):
+  wanted = {part.name for leaf in leaves for part in leaf.parts}
+  # A head that is not wanted is tied, and a copy; the buffers of old checkpoints are
+  # formed by the decoder itself.
+  head = _weight(architecture, 'unembedding')
   surplus = {
     name
-    for name in set(tensors) - wanted
-    if name != _HEAD and not name.endswith('.rotary_emb.inv_freq')
+    for name in set(stored) - wanted
+    if name != head and not name.endswith(architecture.buffers)
   }
-  missing = wanted - set(tensors)
+  missing = wanted - set(stored)
   if missing or surplus:
     raise InputError(
-      f'{folder} does not hold what its {_CONFIG} says: it lacks {_some(missing)}, and '
-      f'has besides {_some(surplus)}.'
+      f'{folder} does not hold what its {_CONFIG} says: it lacks {some(missing)}, and '
+      f'has besides {some(surplus)}.'
     )
 
 
-def _check_forms(folder, tensors, leaves):
-  for leaf in leaves:
-    for name in leaf.names:
-      header = tensors[name].get_slice(name)
-      shape, dtype = tuple(header.get_shape()), header.get_dtype()
-      if shape != leaf.tensor_shape:
-        raise InputError(
-          f'{name} in {folder} has the shape {shape}; its {_CONFIG} wants '
-          f'{leaf.tensor_shape}.'
-        )
-      if dtype not in _DTYPES:
-        raise InputError(
-          f'{name} in {folder} is {dtype}; weights must be one of {list(_DTYPES)}.'
-        )
+def _check_forms(folder, stored, leaves: Iterable[tensors.Leaf]):
+  for part in (part for leaf in leaves for part in leaf.parts):
+    dtype, shape, _ = stored[part.name]
+    if shape != part.tensor_shape:
+      raise InputError(
+        f'{part.name} in {folder} has the shape {shape}; its {_CONFIG} wants '
+        f'{part.tensor_shape}.'
+      )
+    if dtype not in DTYPES:
+      raise InputError(
+        f'{part.name} in {folder} is {dtype}; weights must be one of {list(DTYPES)}.'
+      )
 
 
-def _check_tied(folder, config, tensors):
-  if not config.tied_embeddings or _HEAD not in tensors:
+def _check_tied(
+  folder, config, stored: Mapping[str, Stored], architecture: Architecture
+):
+  names = [_weight(architecture, path) for path in ('embedding', 'unembedding')]
+  if not config.tied_embeddings or names[1] not in stored:
     return
-  embedding, head = (tensors[name].get_tensor(name) for name in (_EMBEDDING, _HEAD))
+  embedding, head = (stored[name].array for name in names)
   if not np.array_equal(embedding, head):
     raise InputError(
-      f'{folder} says tie_word_embeddings, but its {_HEAD} differs from {_EMBEDDING}.'
+      f'{folder} says tie_word_embeddings, but its {names[1]} differs from {names[0]}.'
     )
-
-
-def _some(names: Collection[str], most: int = 8) -> str:
-  more = f' and {len(names) - most} more' if len(names) > most else ''
-  return f'{sorted(names)[:most]}{more}'

@@ -5,6 +5,7 @@ from typing import Any
 
 from flax import nnx
 import jax
+from jax.ad_checkpoint import checkpoint_name
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
@@ -14,6 +15,8 @@ from prefjax.models.sharding import constrain
 # Mixes the tokens of one layer: (query, key, value, carry) -> (mixed, carry, kept).
 # The forward, the prefill and a decoding step differ in nothing else.
 Mixer = Callable[[Array, Array, Array, Any], tuple[Array, Any, Any]]
+
+MIXED = 'mixed'  # what attention gives, by the name that remat policies know
 
 _GATES = {
   'silu_gated': jax.nn.silu,
@@ -78,9 +81,22 @@ def _dot_general(x, kernel, dimension_numbers, **_):
   return _project(x, kernel)
 
 
+class Projection(nnx.Linear):
+  """x W + bias, and s (x A) B where `lora` has given it adapters."""
+
+  lora_scale: float | None = None
+
+  def __call__(self, x):
+    y = super().__call__(x)
+    if self.lora_scale is None:
+      return y
+    a, b = (part[...].astype(y.dtype) for part in (self.lora_a, self.lora_b))
+    return y + self.lora_scale * _project(_project(x.astype(y.dtype), a), b)
+
+
 def linear(config: DecoderConfig, inputs: int, outputs: int, *, bias, rngs, depth=1):
   """A projection; `depth` shrinks the start of those that write to the residual."""
-  return nnx.Linear(
+  return Projection(
     inputs,
     outputs,
     use_bias=bias,
@@ -123,6 +139,7 @@ class Attention(nnx.Module):
     if self.qk_norm:
       query, key = self.query_norm(query), self.key_norm(key)
     mixed, carry, kept = mixer(turn(query), turn(key), value, carry)
+    mixed = checkpoint_name(mixed, MIXED)
     return self.out(mixed.reshape(*x.shape[:-1], -1)), carry, kept
 
 
@@ -176,11 +193,32 @@ class Block(nnx.Module):
 Angles = tuple[Float[Array, 'b t r'], Float[Array, 'b t r']]  # cosines, sines
 
 
-def angles(position: Int[Array, 'b t'], size: int, theta: float) -> Angles:
-  """Cosines and sines of the rotary angles of `size` / 2 pairs, float32 at least."""
+def frequencies(config: DecoderConfig, theta: float, *, stretched: bool) -> Array:
+  """Radians a position of each rotating pair [r], float32 at least.
+
+  Stretched, `linear` divides all of them by `rope_factor` (Chen et al.,
+  arXiv:2306.15595), and `llama3` those whose wave is long, as Llama 3.1's code has it:
+
+      f <- (1 - s) f / factor + s f,   s = clip((n f / 2 pi - low) / (high - low), 0, 1)
+
+  with n the original length in positions.
+  """
+  size = int(config.head_dim * config.rotary_fraction)
   wide = jnp.promote_types(jax.dtypes.canonicalize_dtype(float), jnp.float32)
   frequency = theta ** (-jnp.arange(0, size, 2, dtype=wide) / size)
-  angle = position[..., None].astype(wide) * frequency[None, None]
+  if not stretched or config.rope_scaling == 'none':
+    return frequency
+  if config.rope_scaling == 'linear':
+    return frequency / config.rope_factor
+  low, high = config.rope_low_factor, config.rope_high_factor
+  waves = config.rope_original_positions * frequency / (2 * jnp.pi)
+  kept = jnp.clip((waves - low) / (high - low), 0.0, 1.0)
+  return (1.0 - kept) * frequency / config.rope_factor + kept * frequency
+
+
+def angles(position: Int[Array, 'b t'], frequency: Float[Array, ' r']) -> Angles:
+  """Cosines and sines of the rotary angles of every position."""
+  angle = position[..., None].astype(frequency.dtype) * frequency[None, None]
   return jnp.cos(angle), jnp.sin(angle)
 
 

@@ -24,8 +24,20 @@ RULES: dict[str, Any] = {
   'heads': 'tensor',
   'hidden': 'tensor',
   'vocabulary': 'tensor',
+  'rank': None,
   'layers': None,
   'positions': None,
+}
+
+# Of a projection's kernel; its adapters' factors lie as it does, the rank whole.
+_PROJECTIONS = {
+  'query': ('width', 'heads'),
+  'key': ('width', 'heads'),
+  'value': ('width', 'heads'),
+  'out': ('heads', 'width'),
+  'gate': ('width', 'hidden'),
+  'up': ('width', 'hidden'),
+  'down': ('hidden', 'width'),
 }
 
 # A parameter's logical axes by the end of its path; under `layers` one more goes first.
@@ -34,13 +46,9 @@ PARAMETERS: dict[str, tuple[str, ...]] = {
   'embedding': ('vocabulary', 'width'),
   'unembedding': ('vocabulary', 'width'),
   'positions': ('positions', 'width'),
-  'query/kernel': ('width', 'heads'),
-  'key/kernel': ('width', 'heads'),
-  'value/kernel': ('width', 'heads'),
-  'out/kernel': ('heads', 'width'),
-  'gate/kernel': ('width', 'hidden'),
-  'up/kernel': ('width', 'hidden'),
-  'down/kernel': ('hidden', 'width'),
+  **{f'{part}/kernel': axes for part, axes in _PROJECTIONS.items()},
+  **{f'{part}/lora_a': (axes[0], 'rank') for part, axes in _PROJECTIONS.items()},
+  **{f'{part}/lora_b': ('rank', axes[1]) for part, axes in _PROJECTIONS.items()},
 }
 
 

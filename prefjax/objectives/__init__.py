@@ -49,6 +49,7 @@ from prefjax.objectives.pairs import (
 )
 from prefjax.objectives.pointwise import bco, cross_entropy, kto, nca
 from prefjax.objectives.policy_gradient import PolicyObjective
+from prefjax.objectives.prime import prime
 from prefjax.objectives.recipes import (
   BelowHalf,
   Field,
@@ -128,6 +129,7 @@ _CATALOGUE = (
   ppo,
   critic,
   online_dpo,
+  prime,
 )
 RECIPES = {function.__name__: function for function in _CATALOGUE}
 
@@ -199,6 +201,7 @@ __all__ = [
   'pairwise',
   'ppo',
   'preferred_ft',
+  'prime',
   'recipe',
   'reinforce_pp',
   'rloo',

@@ -60,6 +60,27 @@ def leave_one_out(outcome: Outcomes, present: Present) -> Outcomes:
   return group_centred(outcome, present) * count / jnp.maximum(count - 1, 1)
 
 
+def token_leave_one_out(
+  rewards: Tokens, mask: Mask, present: Present, *, discount: Scalar
+) -> Tokens:
+  """sum_{s >= t} discount^(s - t) (r_s - mean over the others of their mean r).
+
+  PRIME (arXiv:2502.01456): what a token's reward is held against is a mean over tokens,
+  so that no length is favoured. A group of one has no others: 0.
+  """
+  counted = mask & present[..., None]
+  tokens = jnp.maximum(counted.sum(axis=-1), 1)
+  means = jnp.sum(rewards, axis=-1, where=counted) / tokens
+  others = jnp.maximum(present.sum(axis=1, keepdims=True) - 1, 0)
+  rest = means.sum(axis=1, keepdims=True) - means
+  baseline = rest / jnp.maximum(others, 1)
+  counted &= others[..., None] > 0
+  found = returns_to_go(
+    jnp.where(counted, rewards - baseline[..., None], 0.0), discount=discount
+  )
+  return jnp.where(counted, found, 0.0)
+
+
 def returns_to_go(rewards: Tokens, *, discount: Scalar = 1.0) -> Tokens:
   """sum_{s >= t} discount^(s - t) r_s."""
 

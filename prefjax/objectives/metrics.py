@@ -49,6 +49,24 @@ def preference_metrics(
   return weighted | response_metrics(outputs, batch)
 
 
+def label_accuracy(
+  scores: Float[Array, 'p k'], batch: PreferenceBatch
+) -> dict[str, Mean]:
+  """How often the more desirable of two responses to a prompt scores higher, strictly.
+
+  Over all pairs of a prompt's responses whose labels differ, weighed by both weights;
+  no zero of the scores is asked for.
+  """
+
+  def gaps(x):
+    return x[:, :, None] - x[:, None]
+
+  weight = batch.weight[:, :, None] * batch.weight[:, None]
+  weight = jnp.where(gaps(batch.label) > 0, weight, 0.0)
+  right = (gaps(scores) > 0).astype(weight.dtype)
+  return {'accuracy': weighted_mean(right, weight)}
+
+
 def response_metrics(outputs: Outputs, batch: PreferenceBatch) -> dict[str, Mean]:
   """Means over the responses: length (tokens), entropy (nats a token), KL (nats).
 

@@ -45,11 +45,14 @@ def response_mean(
 def measured(
   outputs: Outputs, batch: PreferenceBatch, *, scale: Scalar
 ) -> dict[str, Mean]:
-  """The metrics of every preference run, as constants."""
+  """The metrics of every preference run, as constants: of pairs, or of labels."""
   outputs = jax.lax.stop_gradient(outputs)
-  if batch.chosen is None:
-    return metrics.response_metrics(outputs, batch)
   ratios = scores.log_ratio(outputs.logps, batch.reference_logps, batch.mask)
+  if batch.chosen is None:
+    found = metrics.response_metrics(outputs, batch)
+    if batch.label is not None:
+      found |= metrics.label_accuracy(ratios, batch)
+    return found
   return metrics.preference_metrics(outputs, *paired(ratios, batch), batch, scale=scale)
 
 

@@ -36,6 +36,7 @@ NEEDS = (
   'kl',
   'truncated',
   'rewards',
+  'implicit',
   'values',
   'scores',
 )

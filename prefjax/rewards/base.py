@@ -1,6 +1,6 @@
 """What a reward is, how several are combined, and how a verifier is named."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import difflib
 import importlib
 import math
@@ -14,6 +14,7 @@ from prefjax.errors import InputError
 # Paths, so that a worker imports only what it scores with.
 VERIFIERS = {
   'digits': 'prefjax.rewards.verifiers.digits',
+  'digits_steps': 'prefjax.rewards.verifiers.digits_steps',
   'exact_answer': 'prefjax.rewards.verifiers.exact_answer',
   'format_boxed': 'prefjax.rewards.verifiers.format_boxed',
   'game24': 'prefjax.rewards.game24.game24',
@@ -34,6 +35,27 @@ class Verifier(Protocol):
   def __call__(self, prompt: str, response: str, record: Mapping[str, Any]) -> float:
     """The reward; a pure function of its arguments, defined on any response."""
     ...
+
+
+# What a verifier of steps returns: where in the text each step ends, in characters from
+# its beginning, and what that step earns.
+Steps = Sequence[tuple[int, float]]
+
+
+def stepwise(verifier: Callable[..., Steps | None]) -> Callable[..., Steps | None]:
+  """Declares that a verifier judges single steps and returns [(end, reward), ...].
+
+  Ends ascend, and a step that ends with the text takes the token that stops the
+  response too. The response's reward is the sum, so that weights, gate and failures are
+  those of any verifier; None says that it does not apply to this record.
+  """
+  verifier.stepwise = True
+  return verifier
+
+
+def is_stepwise(reward: Any) -> bool:
+  """Whether a verifier or a model rewards single steps."""
+  return getattr(reward, 'stepwise', False)
 
 
 @runtime_checkable
@@ -77,15 +99,15 @@ def combine(
 
 
 def find(name: str) -> Verifier:
-  """The verifier of this name, of `task:NAME`, or at an import path.
+  """The verifier of this name, of `task:NAME` or `steps:NAME`, or at an import path.
 
   Raises:
-    InputError: for a name that is neither, listing what exists, or for a verifier
-      whose optional package is not installed.
+    InputError: for a name that is neither, listing what exists, for a task that does
+      not judge steps, or for a verifier whose optional package is not installed.
   """
   scheme, _, task = name.partition(':')
-  if scheme == 'task':
-    return _by_task(task)
+  if scheme in ('task', 'steps'):
+    return _by_task(task, scheme)
   module, _, function = VERIFIERS.get(name, name).rpartition('.')
   if not module:
     close = difflib.get_close_matches(name, list(VERIFIERS), n=1)
@@ -103,9 +125,17 @@ def find(name: str) -> Verifier:
   return found
 
 
-def _by_task(name: str) -> Verifier:
+def _by_task(name: str, scheme: str) -> Verifier:
   # Imported here: scipy, which tasks import, is half of a worker's start.
   from prefjax import tasks
 
   task = tasks.get(name)
-  return lambda prompt, response, record: task.reward(prompt, response)
+  if scheme == 'task':
+    return lambda prompt, response, record: task.reward(prompt, response)
+  if not hasattr(task, 'step_rewards'):
+    known = [n for n, found in tasks.TASKS.items() if hasattr(found, 'step_rewards')]
+    raise InputError(
+      f'The task {name!r} does not judge single steps, so that there is no verifier '
+      f'steps:{name}; those that do are {known}.'
+    )
+  return stepwise(lambda prompt, response, record: task.step_rewards(prompt, response))

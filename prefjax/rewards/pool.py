@@ -30,6 +30,8 @@ class Scores:
   values: dict[str, Float64[np.ndarray, ' n']]  # NaN: not applicable, or failed
   failures: dict[str, dict[str, int]]  # how many samples 'raised' or 'timed_out'
   errors: dict[str, str]  # the first failure of a verifier that had one
+  # Of verifiers of steps, those of each sample; None where `values` has NaN.
+  steps: dict[str, list[base.Steps | None]] = dataclasses.field(default_factory=dict)
 
 
 class Scorer:
@@ -210,7 +212,7 @@ class Pending:
 
 
 def _scores(outcomes: Mapping[str, Sequence[worker.Outcome]]) -> Scores:
-  values, failures, errors = {}, {}, {}
+  values, failures, errors, steps = {}, {}, {}, {}
   for name, row in outcomes.items():
     kinds = [outcome.failure for outcome in row]
     values[name] = np.array([outcome.value for outcome in row], np.float64)
@@ -218,4 +220,6 @@ def _scores(outcomes: Mapping[str, Sequence[worker.Outcome]]) -> Scores:
     first = next((i for i, kind in enumerate(kinds) if kind), None)
     if first is not None:
       errors[name] = f'sample {first}: {row[first].error}'
-  return Scores(values, failures, errors)
+    if any(outcome.steps is not None for outcome in row):
+      steps[name] = [outcome.steps for outcome in row]
+  return Scores(values, failures, errors, steps)

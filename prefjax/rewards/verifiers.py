@@ -9,6 +9,8 @@ from decimal import Decimal
 import re
 from typing import Any
 
+from prefjax.rewards.base import Steps, stepwise
+
 Record = Mapping[str, Any]
 
 # 1,080 and 0.5 and .5; 1,2 are two numbers. ASCII, for \d matches every script.
@@ -78,16 +80,31 @@ def digits(prompt: str, response: str, record: Record) -> float:
   Source: verl's tests/special_e2e/envs/digit_completion, whose per-token rewards
   are summed here.
   """
+  found = _right_digits(prompt, response)
+  return float('nan') if found is None else found[0] / (found[1] + 1)
+
+
+@stepwise
+def digits_steps(prompt: str, response: str, record: Record) -> Steps | None:
+  """The reward of `digits` where it is earned: 1 / (L + 1) on every right character."""
+  found = _right_digits(prompt, response)
+  if found is None:
+    return None
+  right, size = found
+  return [(end, 1 / (size + 1)) for end in range(1, right + 1)]
+
+
+def _right_digits(prompt: str, response: str) -> tuple[int, int] | None:
+  """How many characters are right before the first mistake, and of how many."""
   asked = _SEQUENCE.fullmatch(prompt.strip())
   if asked is None or int(asked[3]) == 0:
-    return float('nan')
+    return None
   first, second, modulus, count = map(int, asked.groups())
   terms = ((second + i * (second - first)) % modulus for i in range(1, count + 1))
   answer = ','.join(map(str, terms))
   pairs = zip(answer, response, strict=False)
   wrong = (i for i, (want, got) in enumerate(pairs) if want != got)
-  right = next(wrong, min(len(answer), len(response)))
-  return right / (len(answer) + 1)
+  return next(wrong, min(len(answer), len(response))), len(answer)
 
 
 def _final_number(text: str) -> Decimal | None:

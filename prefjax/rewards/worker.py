@@ -6,6 +6,7 @@ import json
 import math
 from multiprocessing import context, spawn
 import numbers
+import operator
 import signal
 import threading
 import time
@@ -29,6 +30,7 @@ class Outcome(NamedTuple):
   value: float
   failure: str = ''  # 'raised' or 'timed_out'
   error: str = ''
+  steps: base.Steps | None = None  # of a verifier of steps; `value` is their sum
 
 
 def load(paths: Sequence[str]) -> None:
@@ -72,7 +74,11 @@ def score(path: str, samples: str, seconds: float) -> list[Outcome]:
 
 def _outcome(verifier: base.Verifier, sample: Sample) -> Outcome:
   try:
-    return Outcome(_number(verifier(*sample)))
+    found = verifier(*sample)
+    if base.is_stepwise(verifier) and found is not None:
+      steps = _checked(found, len(sample[1]))
+      return Outcome(math.fsum(reward for _, reward in steps), steps=steps)
+    return Outcome(_number(found))
   except KeyboardInterrupt:
     raise
   except BaseException as error:  # sys.exit() too is the verifier's failure
@@ -88,6 +94,17 @@ def _number(value: Any) -> float:
   if math.isinf(value):
     raise ValueError('A verifier must return a finite number, got an infinity.')
   return float(value)
+
+
+def _checked(found: base.Steps, size: int) -> list[tuple[int, float]]:
+  """The steps of a text of `size` characters, refused where they are none."""
+  steps = [(operator.index(end), _number(reward)) for end, reward in found]
+  ends = [end for end, _ in steps]
+  if ends != sorted(set(ends)) or not all(0 <= end <= size for end in ends):
+    raise ValueError(f'Ends of steps must ascend within [0, {size}], got {ends}.')
+  if any(math.isnan(reward) for _, reward in steps):
+    raise ValueError('Every step needs a reward, got NaN.')
+  return steps
 
 
 class _Process(context.ForkServerProcess):

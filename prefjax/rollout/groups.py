@@ -44,6 +44,7 @@ class Groups(NamedTuple):
   logps: np.ndarray  # [n, k, t] nats, of the policy that sampled
   truncated: np.ndarray  # [n, k]
   rewards: np.ndarray  # [n, k, t]
+  step: np.ndarray  # [n, k, t] number of a token's step, -1 where none is told
   scored: np.ndarray  # [n, k] False where no reward was to be had
   right: np.ndarray  # [n, k] the outcome that gates, whatever shapes the reward
 

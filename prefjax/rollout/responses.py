@@ -98,7 +98,7 @@ def left_padded(
 
 
 def texts(samples: Samples, tokenizer: Tokenizer) -> list[list[str]]:
-  """The responses [p][k] as text, without their stop tokens."""
+  """The responses `[p][k]` as text, without their stop tokens."""
   return [
     [
       tokenizer.decode(tokens[:length].tolist())
@@ -119,6 +119,8 @@ class Rolled(NamedTuple):
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Roller:
   """Samples the prompts of a stream and has them judged while it samples on.
+
+  A reward stands on a response's last token, or where the judge placed it.
 
   A response's noise is fold_in(seed, position, attempt, index): no two groups share
   any, a prompt that is tried again gets other noise, and the batch it stands in
@@ -143,7 +145,7 @@ class Roller:
   controls: Controls = FREE
 
   def sample(self, params: Any, requests: Sequence[Request], iteration: int) -> Rolled:
-    """One group for every request, in their order, with rewards on last tokens."""
+    """One group for every request, in their order."""
     asked = [self.question(request.position) for request in requests]
     prompts, length = left_padded(
       [ids for _, ids, _ in asked], self.max_prompt, self.tokenizer.pad_id
@@ -189,10 +191,13 @@ class Roller:
   ):
     found = judged()
     scored = ~np.isnan(found.reward)
-    rewards = np.zeros(samples.tokens.shape, np.float32)
-    last = np.maximum(samples.length - 1, 0)[..., None]
-    reward = np.where(scored, found.reward, 0.0).astype(np.float32)
-    np.put_along_axis(rewards, last, reward[..., None], axis=-1)
+    rewards, step = found.placed, found.step
+    if rewards is None:
+      rewards = np.zeros(samples.tokens.shape)
+      step = np.full(samples.tokens.shape, -1, np.int32)
+      last = np.maximum(samples.length - 1, 0)[..., None]
+      np.put_along_axis(rewards, last, found.reward[..., None], axis=-1)
+    rewards = np.where(scored[..., None], rewards, 0.0).astype(np.float32)
     groups = Groups(
       position=np.asarray([requests[i].position for i in index]),
       attempt=np.asarray([requests[i].attempt for i in index]),
@@ -204,6 +209,7 @@ class Roller:
       logps=samples.logps,
       truncated=samples.truncated,
       rewards=rewards,
+      step=step,
       scored=scored,
       right=found.right & scored,
     )

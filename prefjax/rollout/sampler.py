@@ -129,41 +129,49 @@ class DecoderSampler:
     run = _Run(self, params, waiting, num_responses, max_tokens, controls)
     return run.groups()
 
-  @functools.cached_property
-  def _start(self) -> Callable:
-    @functools.partial(jax.jit, static_argnames=('s', 'k', 't', 'options'))
-    def start(params, new, numbers, *, s, k, t, options):
-      model = self._model(params)
-      rows = decoding.empty(model.config, new, s, k, t, options)
-      return decoding.admit(model, rows, new, numbers, options)
-
-    return start
-
-  @functools.cached_property
-  def _admit(self) -> Callable:
-    @functools.partial(jax.jit, static_argnames='options', donate_argnums=1)
-    def admit(params, rows, new, numbers, *, options):
-      return decoding.admit(self._model(params), rows, new, numbers, options)
-
-    return admit
-
-  @functools.cached_property
-  def _decode(self) -> Callable:
-    @functools.partial(jax.jit, static_argnames='options', donate_argnums=1)
-    def decode(params, rows, steps, numbers, *, options):
-      return decoding.decode(self._model(params), rows, steps, numbers, options)
-
-    return decode
-
-  def _model(self, params):
-    model = nnx.merge(self.graph, params)
-    if not self.gather or self.mesh is None or self.mesh.shape['fsdp'] == 1:
-      return model
-    return nnx.merge(self.graph, sharding.gathered(params, model.config.dtype))
+  @property
+  def _programs(self) -> '_Programs':
+    cut = self.mesh is not None and self.mesh.shape['fsdp'] > 1
+    return _programs(self.graph, self.gather and cut)
 
   def options(self, controls: Controls) -> Options:
     """What is compiled for these controls."""
     return Options(controls.greedy, controls.truncates, self.pad_id, self.cache_dtype)
+
+
+class _Programs(NamedTuple):
+  """The jitted functions of a decoder."""
+
+  start: Callable
+  admit: Callable
+  decode: Callable
+
+
+@functools.lru_cache(maxsize=32)
+def _programs(graph: nnx.GraphDef, gather: bool) -> _Programs:
+  """Made once a decoder: samplers that differ otherwise share what is compiled."""
+
+  def merged(params):
+    model = nnx.merge(graph, params)
+    if not gather:
+      return model
+    return nnx.merge(graph, sharding.gathered(params, model.config.dtype))
+
+  @functools.partial(jax.jit, static_argnames=('s', 'k', 't', 'options'))
+  def start(params, new, numbers, *, s, k, t, options):
+    model = merged(params)
+    rows = decoding.empty(model.config, new, s, k, t, options)
+    return decoding.admit(model, rows, new, numbers, options)
+
+  @functools.partial(jax.jit, static_argnames='options', donate_argnums=1)
+  def admit(params, rows, new, numbers, *, options):
+    return decoding.admit(merged(params), rows, new, numbers, options)
+
+  @functools.partial(jax.jit, static_argnames='options', donate_argnums=1)
+  def decode(params, rows, steps, numbers, *, options):
+    return decoding.decode(merged(params), rows, steps, numbers, options)
+
+  return _Programs(start, admit, decode)
 
 
 class _Run:
@@ -186,10 +194,10 @@ class _Run:
   def groups(self):
     sampler = self.sampler
     first = self._placed(self._admission(np.arange(self.slots), self.slots))
-    rows = self._call(sampler._start, first, s=self.slots, k=self.k, t=self.t)
+    rows = self._call(sampler._programs.start, first, s=self.slots, k=self.k, t=self.t)
     block = jnp.asarray(sampler.block or self.t, jnp.int32)
     while (self.holds >= 0).any():
-      rows = self._call(sampler._decode, rows, block)
+      rows = self._call(sampler._programs.decode, rows, block)
       if sampler.stop is not None:
         rows = self._stop(rows)
       ended = np.flatnonzero(on_host(rows.done).all(axis=1) & (self.holds >= 0))
@@ -211,7 +219,7 @@ class _Run:
     free = np.flatnonzero(self.holds < 0)
     while len(free) and self.next < len(self.waiting.slots):
       new = self._admission(free[: self.at_once], self.at_once)
-      rows = self._call(self.sampler._admit, rows, self._placed(new))
+      rows = self._call(self.sampler._programs.admit, rows, self._placed(new))
       free = free[self.at_once :]
     return rows
 

@@ -12,6 +12,7 @@ and by writing out more.
 """
 
 from collections.abc import Iterator, Sequence
+import itertools
 import re
 
 from jaxtyping import Float64, Int
@@ -87,6 +88,16 @@ def step_labels(prompt: str, response: str) -> list[bool]:
     left = _after(left, step.removesuffix(';'))
     labels.append(bool(left))
   return labels
+
+
+def step_rewards(prompt: str, response: str) -> list[tuple[int, float]]:
+  """Where in the response each step ends, and 1 if all is right so far, else 0.
+
+  `step_labels` as the rewards of a verifier of steps; ends in characters.
+  """
+  ends = itertools.accumulate(map(len, steps(response)))
+  labels = map(float, step_labels(prompt, response))
+  return list(zip(ends, labels, strict=True))
 
 
 def first_error(prompt: str, response: str) -> int:

@@ -168,6 +168,10 @@ class Jitted:
     with under(self._mesh):
       return self._of(args).lower(*args)
 
+  def _cache_size(self) -> int:
+    """As of a jitted function: how often it was compiled."""
+    return 0 if self._jitted is None else self._jitted._cache_size()
+
   def shapes(self, *args: Any) -> Any:
     """The shapes of the outputs, where they lie."""
     with under(self._mesh):

@@ -5,7 +5,7 @@ run that was killed and resumed writes the same bits as one that was not. Clock
 fields (seconds, tokens/s, MFU) are not, and all have the prefix `time/`.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 import contextlib
 import importlib
 import json
@@ -33,6 +33,19 @@ PHASES = (
 )
 _NOT_FINITE = ('nan', 'inf', '-inf')
 _FLUSH_SECONDS = 10  # of TensorBoard: what a kill can take from its curves
+
+
+_WATCHING: list[Callable[[int, Mapping[str, float]], None]] = []
+
+
+@contextlib.contextmanager
+def watched(tell: Callable[[int, Mapping[str, float]], None]) -> Iterator[None]:
+  """Has `tell(step, metrics)` called for all that is written; it may end the run."""
+  _WATCHING.append(tell)
+  try:
+    yield
+  finally:
+    _WATCHING.remove(tell)
 
 
 class MetricWriter:
@@ -77,6 +90,8 @@ class MetricWriter:
     if not self._writes:
       return
     numbers = {name: _number(value) for name, value in sorted(metrics.items())}
+    for tell in _WATCHING:
+      tell(step, numbers)
     line = json.dumps(workdir.jsonable({'step': step, **numbers}))
     self._file.write(line + '\n')
     self._file.flush()

@@ -20,6 +20,7 @@ _TOKENS = (
   'step',
   'step_label',
   'rewards',
+  'implicit',
   'advantages',
   'returns',
   'correction',

@@ -45,11 +45,16 @@ class Compilations:
       self.seconds += duration
 
 
-def training_flops(config: DecoderConfig, batch: PreferenceBatch) -> float:
-  """FLOPs that one update needs: three forwards' worth, padding not counted."""
+def training_flops(
+  config: DecoderConfig, batch: PreferenceBatch, *, passes: int = 3
+) -> float:
+  """FLOPs that one update needs: three forwards' worth, padding not counted.
+
+  Two `passes` are those of adapters beside frozen weights, themselves not counted.
+  """
   real = batch.response_length.any(axis=1)  # filling has no response
   prompt = np.where(real, batch.prompt_length, 0)
-  return 3 * forward_flops(config, prompt, batch.response_length)
+  return passes * forward_flops(config, prompt, batch.response_length)
 
 
 def forward_flops(

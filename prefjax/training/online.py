@@ -9,7 +9,6 @@ the iteration again and gets the same bits.
 from collections.abc import Callable, Iterable, Mapping
 import contextlib
 import dataclasses
-import functools
 import math
 from pathlib import Path
 import time
@@ -20,7 +19,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from prefjax.errors import InputError, Preempted
-from prefjax.objectives import PolicyObjective
 from prefjax.objectives.policy_gradient import group_tokens
 from prefjax.training import guards, workdir
 from prefjax.training import metrics as metrics_lib
@@ -31,6 +29,7 @@ from prefjax.training.mesh import on_host, place, place_batch, placement
 from prefjax.training.metrics import MetricWriter, PhaseClock
 from prefjax.training.minibatches import Cutter, gathered
 from prefjax.training.monitor import Compilations
+from prefjax.training.process import ProcessModel
 from prefjax.training.progress import Progress
 from prefjax.training.step import Step, hyper, initial_state
 from prefjax.types import RolloutBatch
@@ -86,6 +85,7 @@ class OnlineLoop:
     reference: parameters that the KL is taken to; None is the first policy.
     critic: the step of a critic of its own, or None.
     critic_params: what the critic starts from.
+    process: a model that rewards tokens and learns from outcomes, or None.
     filter_truncated: leave responses that were cut off out of the loss (DAPO's
       overlong filtering); they still count in their group's mean and spread.
     evaluate: (parameters, iteration) -> metrics of held-out prompts.
@@ -106,6 +106,7 @@ class OnlineLoop:
   reference: Any = None
   critic: Step | None = None
   critic_params: Any = None
+  process: ProcessModel | None = None
   correction: Correction = dataclasses.field(default_factory=Correction)
   filter_truncated: bool = False
   evaluate: Callable[[Any, int], Mapping[str, float]] | None = None
@@ -140,6 +141,9 @@ class OnlineLoop:
       if self.critic is not None:
         critic = initial_state(self.critic_params, self.critic.optimizer)
         state |= self._placed({'critic': critic})
+      if self.process is not None:
+        state |= self._placed({'process': self.process.start()})
+        self._process_reference = self._placed(self.process.params)
       reference = params if self.reference is None else self.reference
       if self.plan.refresh_every:
         state |= self._placed({'reference': jax.tree.map(jnp.copy, reference)})
@@ -230,13 +234,24 @@ class OnlineLoop:
       )
     with self.clock('reference'):
       batch = self._scored(collected.batch, state)
+    state, batch, values = self._judged(state, batch)
     with self.clock('train'):
       batch = self._credited(batch)
       state = {**state, 'carry': collected.carry}
-      state, values = self._update(state, batch, n)
+      state, updated = self._update(state, batch, n)
     if self.plan.refresh_every and (n + 1) % self.plan.refresh_every == 0:
       state['reference'] = jax.tree.map(jnp.copy, state['policy']['params'])
-    return state, {**collected.metrics, **values}
+    return state, {**collected.metrics, **values, **updated}
+
+  def _judged(self, state, batch):
+    """With the token rewards of a process reward model, which first learns."""
+    if self.process is None:
+      return state, batch, {}
+    with self.clock('reward'):
+      model, batch, values = self.process.judge(
+        state['process'], self._process_reference, batch, self.cutter, self._place
+      )
+    return {**state, 'process': model}, batch, values
 
   def _scored(self, batch: RolloutBatch, state: Any) -> RolloutBatch:
     """With what other models say of the responses, as they are before any update."""
@@ -270,19 +285,9 @@ class OnlineLoop:
 
     return gathered(parts, read, batch)['values']
 
-  @functools.cached_property
-  def _credit(self) -> Callable:
-    def credit(batch, numbers):
-      objective = self.step.objective.build(numbers)
-      if not isinstance(objective, PolicyObjective):
-        raise InputError(f'{self.step.objective.name} does not learn from rollouts.')
-      return objective.credit(batch)
-
-    return jax.jit(credit)
-
   def _credited(self, batch: RolloutBatch) -> RolloutBatch:
     """With advantages, of whole groups, and then without what the loss leaves out."""
-    batch = self._credit(batch, self._numbers['objective'])
+    batch = self.step.credit(batch, self._numbers['objective'])
     batch = jax.tree.map(np.asarray, batch)
     if self.filter_truncated:
       kept = np.where(batch.truncated, 0.0, batch.weight)

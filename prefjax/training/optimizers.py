@@ -49,7 +49,19 @@ def _adamw(rate, numbers):
   )
 
 
-_OPTIMIZERS = {'rmsprop': _rmsprop, 'adamw': _adamw}
+def _adafactor(rate, numbers):
+  # Shazeer and Stern (arXiv:1804.04235) without momentum: of a matrix it keeps means
+  # over rows and columns. The rate is ours, not the parameter's scale, and the decay
+  # of weights that of AdamW.
+  return optax.chain(
+    optax.scale_by_factored_rms(),
+    optax.clip_by_block_rms(1.0),
+    optax.add_decayed_weights(numbers['weight_decay']),
+    optax.scale_by_learning_rate(rate),
+  )
+
+
+_OPTIMIZERS = {'rmsprop': _rmsprop, 'adamw': _adamw, 'adafactor': _adafactor}
 _SCHEDULES = ('constant', 'linear', 'cosine')
 
 

@@ -10,8 +10,9 @@ import jax.numpy as jnp
 import optax
 
 from prefjax import logprobs
-from prefjax.models import heads
-from prefjax.objectives import Objective
+from prefjax.errors import InputError
+from prefjax.models import heads, lora
+from prefjax.objectives import Objective, PolicyObjective
 from prefjax.training.mesh import Jitted, batch_shardings
 from prefjax.training.optimizers import Optimizer
 from prefjax.types import Head, Mean, Outputs, PreferenceBatch
@@ -46,13 +47,23 @@ def hyper(
   return jax.tree.map(lambda x: jnp.asarray(x, dtype), numbers)
 
 
+def _program(method: Callable) -> property:
+  """A jitted function of a step, which all steps that compile to the same share."""
+  return property(functools.lru_cache(maxsize=32)(method))
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Step:
   """The jitted functions of one objective on one model.
 
+  Steps are equal where only traced numbers differ: they run the same programs, so that
+  a sweep compiles no more than its first trial.
+
   Attributes:
     want: quantities formed for metrics beside what the objective needs.
     mesh: where batches and parameters are cut; None for one device.
+    frozen: parameters that are not trained, the base of adapters: every `params` and
+      every state is then of the adapters alone. None where all are trained.
     chunk: tokens a chunk of the log-prob op.
   """
 
@@ -62,6 +73,26 @@ class Step:
   mesh: jax.sharding.Mesh | None = None
   want: Sequence[str] = ()
   chunk: int = 512
+  frozen: Any = None
+
+  def __eq__(self, other: object) -> bool:
+    return isinstance(other, Step) and self._structure == other._structure
+
+  def __hash__(self) -> int:
+    return hash(self._structure)
+
+  @functools.cached_property
+  def _structure(self) -> tuple:
+    """All that is no traced number."""
+    objective, optimizer = self.objective, self.optimizer
+    return (
+      self.forward,
+      (objective.name, objective.recipe, tuple(sorted(objective.structure.items()))),
+      dataclasses.replace(optimizer, **dict.fromkeys(optimizer.numbers, 0.0)),
+      self.mesh,
+      tuple(self.want),
+      self.chunk,
+    )
 
   def update(
     self, state: State, batches: Sequence[PreferenceBatch], hyper: Hyper
@@ -72,13 +103,14 @@ class Step:
     `grad_norm` and `learning_rate`.
     """
     if len(batches) == 1:
-      return self._fused(state, batches[0], hyper)
+      return self._fused(self.frozen, state, batches[0], hyper)
     if self.objective.couples_batch:
       return self._update_coupled(state, batches, hyper)
     weight = functools.reduce(jnp.add, (self._weigh(batch, hyper) for batch in batches))
-    carry = self._start(state['params'], batches[0], weight, hyper)
+    params = state['params']
+    carry = self._start(self.frozen, params, batches[0], weight, hyper)
     for batch in batches:
-      carry = self._accumulate(carry, state['params'], batch, weight, hyper)
+      carry = self._accumulate(carry, self.frozen, params, batch, weight, hyper)
     return self._apply(state, carry, hyper)
 
   def _update_coupled(self, state, batches, hyper):
@@ -92,7 +124,7 @@ class Step:
     means, slopes = self._slopes(outputs, list(batches), hyper)
     grads = self._zeros(params)
     for batch, slope in zip(batches, slopes, strict=True):
-      grads = self._pull(grads, params, batch, slope, hyper)
+      grads = self._pull(grads, self.frozen, params, batch, slope, hyper)
     return self._apply(state, (grads, means), hyper)
 
   def evaluate(
@@ -106,7 +138,7 @@ class Step:
       return {name: float(value) for name, value in _values(means).items()}
     merged = None
     for batch in batches:
-      means = self._measure(params, batch, hyper)
+      means = self._measure(self.frozen, params, batch, hyper)
       merged = means if merged is None else _add(merged, means)
     return {name: float(value) for name, value in _values(merged).items()}
 
@@ -115,7 +147,7 @@ class Step:
   ) -> Outputs:
     """What a forward gives on a batch, as constants."""
     dtype = jax.dtypes.canonicalize_dtype(float)
-    return self._score(params, batch, jnp.asarray(temperature, dtype))
+    return self._score(self.frozen, params, batch, jnp.asarray(temperature, dtype))
 
   def _outputs_of(self, params, batches, hyper):
     return [self.score(params, batch, hyper['temperature']) for batch in batches]
@@ -125,12 +157,16 @@ class Step:
 
     Shapes will do; nothing is allocated.
     """
-    return self._fused.lower(state, batch, hyper).compile().memory_analysis()
+    lowered = self._fused.lower(self.frozen, state, batch, hyper)
+    return lowered.compile().memory_analysis()
 
   def outputs(
     self, params: Any, batch: PreferenceBatch, temperature: Any = 1.0
   ) -> Outputs:
-    """The forward and everything that the objective and the metrics read of it."""
+    """The forward and everything that the objective and the metrics read of it.
+
+    The parameters are all of them, with what is frozen.
+    """
     hidden, head = self.forward(params, batch)
     wanted = {*self.want, *self.objective.reads}
     found = Outputs()
@@ -151,32 +187,32 @@ class Step:
       found = found.replace(scores=heads.scores(hidden, head, batch))
     return found
 
-  @functools.cached_property
+  @_program
   def _fused(self) -> Callable:
-    def fused(state, batch, hyper):
-      grads, means = self._gradient(state['params'], batch, None, hyper)
+    def fused(frozen, state, batch, hyper):
+      grads, means = self._gradient(frozen, state['params'], batch, None, hyper)
       return self._advance(state, grads, means, hyper)
 
-    return self._jit(fused, donate=(0,))
+    return self._jit(fused, donate=(1,))
 
-  @functools.cached_property
+  @_program
   def _start(self) -> Callable:
     """Zeros in the shape of what a micro-batch adds."""
 
-    def start(params, batch, weight, hyper):
-      shapes = jax.eval_shape(self._gradient, params, batch, weight, hyper)
+    def start(frozen, params, batch, weight, hyper):
+      shapes = jax.eval_shape(self._gradient, frozen, params, batch, weight, hyper)
       return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
 
     return self._jit(start)
 
-  @functools.cached_property
+  @_program
   def _accumulate(self) -> Callable:
-    def accumulate(carry, params, batch, weight, hyper):
-      return _add(carry, self._gradient(params, batch, weight, hyper))
+    def accumulate(carry, frozen, params, batch, weight, hyper):
+      return _add(carry, self._gradient(frozen, params, batch, weight, hyper))
 
     return self._jit(accumulate, donate=(0,))
 
-  @functools.cached_property
+  @_program
   def _apply(self) -> Callable:
     def apply(state, carry, hyper):
       return self._advance(state, *carry, hyper)
@@ -184,7 +220,7 @@ class Step:
     # No output could take the gradients' buffers, and jax warns of such a gift.
     return self._jit(apply, donate=(0,))
 
-  @functools.cached_property
+  @_program
   def _weigh(self) -> Callable:
     """The loss's denominators on a micro-batch; they depend on the batch alone."""
 
@@ -198,16 +234,17 @@ class Step:
 
     return self._jit(weigh)
 
-  @functools.cached_property
+  @_program
   def _measure(self) -> Callable:
-    def measure(params, batch, hyper):
-      outputs = self.outputs(params, batch, hyper['temperature'])
+    def measure(frozen, params, batch, hyper):
+      whole = lora.joined(frozen, params)
+      outputs = self.outputs(whole, batch, hyper['temperature'])
       loss, means = self.objective.build(hyper['objective'])(outputs, batch)
       return means | {'loss': loss}
 
     return self._jit(measure)
 
-  @functools.cached_property
+  @_program
   def _slopes(self) -> Callable:
     """Means of a whole batch, and each micro-batch's d loss / d outputs."""
 
@@ -224,7 +261,7 @@ class Step:
 
     return jax.jit(slopes)
 
-  @functools.cached_property
+  @_program
   def _zeros(self) -> Callable:
     """A gradient of nothing, in the accumulation dtype."""
 
@@ -233,29 +270,46 @@ class Step:
 
     return self._jit(zeros)
 
-  @functools.cached_property
+  @_program
   def _pull(self) -> Callable:
-    def pull(grads, params, batch, slope, hyper):
+    def pull(grads, frozen, params, batch, slope, hyper):
       def outputs(params):
-        return self.outputs(params, batch, hyper['temperature'])
+        whole = lora.joined(frozen, params)
+        return self.outputs(whole, batch, hyper['temperature'])
 
       _, pullback = jax.vjp(outputs, params)
       return _add(grads, jax.tree.map(_wide, pullback(slope)[0]))
 
     return self._jit(pull, donate=(0,))
 
-  @functools.cached_property
+  @_program
   def _score(self) -> Callable:
-    return Jitted(self.outputs, self.mesh, where=batch_shardings)
+    def score(frozen, params, batch, temperature):
+      return self.outputs(lora.joined(frozen, params), batch, temperature)
+
+    return Jitted(score, self.mesh, where=batch_shardings)
+
+  @_program
+  def credit(self) -> Callable:
+    """(rollouts, the objective's numbers) -> rollouts with advantages."""
+
+    def credit(batch, numbers):
+      objective = self.objective.build(numbers)
+      if not isinstance(objective, PolicyObjective):
+        raise InputError(f'{self.objective.name} does not learn from rollouts.')
+      return objective.credit(batch)
+
+    return jax.jit(credit)
 
   def _jit(self, function, donate=()):
     return Jitted(function, self.mesh, donate_argnums=donate)
 
-  def _gradient(self, params, batch, weight, hyper):
+  def _gradient(self, frozen, params, batch, weight, hyper):
     """Gradients in the accumulation dtype, and the means of this micro-batch."""
 
     def loss_fn(params):
-      outputs = self.outputs(params, batch, hyper['temperature'])
+      whole = lora.joined(frozen, params)
+      outputs = self.outputs(whole, batch, hyper['temperature'])
       loss, means = self.objective.build(hyper['objective'])(outputs, batch)
       return loss.value(weight), means | {'loss': loss}
 

@@ -7,6 +7,7 @@ renamed, so that a run killed at any instant can be started again.
 from collections.abc import Callable, Iterable, Iterator, Mapping
 import contextlib
 import dataclasses
+import fcntl
 import hashlib
 from importlib import metadata
 import json
@@ -295,6 +296,18 @@ def _publish(temporary, directory):
   except OSError:
     if not directory.exists():  # else another run was first
       raise
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+  """Waits until no other process of this machine is inside for the same path.
+
+  The lock is a file beside `path`; the system frees it when its holder ends.
+  """
+  path.parent.mkdir(parents=True, exist_ok=True)
+  with path.with_name(f'{path.name}.lock').open('w') as file:
+    fcntl.flock(file, fcntl.LOCK_EX)
+    yield
 
 
 def _remove_stale(parent, prefix):

@@ -61,25 +61,6 @@ def transcript(*turns):
       ),
     ),
     ({'text': 'once', 'prompt': None, 'id': 3}, Record('', ('once',))),
-    # Layouts of public files: GSM8K's graded solutions, and LLMBar's pairs.
-    (
-      {
-        'question': 'Q?',
-        'ground_truth': 'A: 4',
-        'small': {'is_correct': False, 'solution': 'A: 3'},
-        'large': {'is_correct': True, 'solution': 'A: 4'},
-        'other': {'is_correct': False, 'solution': 'A: 5'},
-      },
-      Record(
-        'Q?\n', ('A: 3', 'A: 4', 'A: 5'), (Pair(1, 0), Pair(1, 2)), (0.0, 1.0, 0.0)
-      ),
-    ),
-    (
-      {'input': 'Say a.', 'output_1': 'b', 'output_2': 'a', 'label': 2},
-      Record('Say a.\n', ('b', 'a'), (Pair(1, 0),)),
-    ),
-    # A form of our own is what it is, whatever else stands beside it.
-    (ABC | {'ground_truth': 'a'}, Record('P', ('a', 'b', 'c'))),
     # A list of one type, as Parquet has it, makes the indices floats.
     (
       ABC | {'pairs': [[1.0, 0.0, 0.5]]},
@@ -176,13 +157,6 @@ def test_odd_transcripts_are_counted_not_errors(chosen, rejected, reason):
     (ABC | {'step_labels': [[1], [0], [1]]}, '`step_labels` need the `steps`'),
     (STEPS | {'step_labels': [[1], [0], [1, 1]]}, 'each of the 1 steps, got 2'),
     (STEPS | {'step_labels': [[1], [2], [1]]}, '`step_labels[1][0]` must be a number'),
-    ({'ground_truth': 'A', 'question': 'Q'}, 'no field holds a `solution`'),
-    (
-      {'ground_truth': 'A', 'question': 'Q', 'm': {'is_correct': 1, 'solution': 's'}},
-      '`m.is_correct` must be true or false, got 1',
-    ),
-    ({'output_1': 'a', 'output_2': 'b', 'input': 'P', 'label': 0}, 'got 0'),
-    ({'output_1': 'a', 'input': 'P', 'label': 1}, '`output_2` is missing'),
   ],
 )
 def test_refused_with_place_rule_and_offender(fields, said):

@@ -85,3 +85,27 @@ def test_clusters_of_one_are_independent_values():
 def test_one_cluster_has_no_spread():
   with pytest.raises(InputError, match='at least 2 clusters, got 1'):
     statistics.clustered_mean(np.arange(3.0), np.zeros(3, int))
+
+
+def test_a_bootstrap_of_two_seeds_by_hand():
+  # Means of two draws of {0, 1}: 0, 1/2, 1 with shares 1/4, 1/2, 1/4.
+  interval = statistics.paired_bootstrap(np.array([[0.0], [1.0]]))
+  assert interval == (0.0, 1.0)
+  assert statistics.paired_bootstrap(np.full((3, 4), 0.25)) == (0.25, 0.25)
+
+
+def test_a_bootstrap_covers_and_does_not_take_a_seed_for_many():
+  rng = np.random.default_rng(0)
+  covered = []
+  for _ in range(200):
+    of_seed = rng.normal(size=(12, 1))
+    found = of_seed + rng.normal(size=(1, 20)) + rng.normal(size=(12, 20))
+    low, high = statistics.paired_bootstrap(found, draws=400)
+    covered.append(low <= 0.0 <= high)
+  # Were rows and columns taken for 240 independent numbers, less than half would be.
+  assert np.mean(covered) > 0.88
+
+
+def test_a_bootstrap_is_a_function_of_its_numbers():
+  found = np.random.default_rng(0).normal(size=(3, 5))
+  assert statistics.paired_bootstrap(found) == statistics.paired_bootstrap(found)

@@ -146,3 +146,29 @@ def test_samples_are_the_policys_and_carry_their_reward(comparison):
   assert len(found.samples) == 6
   for row in found.samples:
     assert row['reward'] == Task().reward(row['prompt'], row['response'])
+
+
+def test_the_numbers_of_each_prompt_have_the_means_that_are_told(comparison):
+  _, _, found = comparison
+  means = {'reward': found.policy, 'reference': found.reference, 'kl': found.kl}
+  for name, estimate in means.items():
+    assert found.by_prompt[name].shape == (3,)
+    assert found.by_prompt[name].mean() == pytest.approx(float(estimate.mean))
+
+
+def test_the_best_of_n_is_that_of_the_enumerated_reference(comparison):
+  reference, _, found = comparison
+  table = np.asarray(jax.nn.log_softmax(reference.T, axis=-1), np.float64)
+  whole = []
+  for prompt in (2, 3, 5):
+    chances = {}
+    for response in responses():
+      pairs = zip((prompt, *response), response, strict=False)
+      reward = Task().reward('', Letters().decode(response))
+      p = np.exp(sum(table[a, b] for a, b in pairs))
+      chances[reward] = chances.get(reward, 0.0) + p
+    rewards = np.array(sorted(chances))
+    below = np.cumsum([chances[reward] for reward in rewards]) ** 4
+    whole.append(rewards @ np.diff(below, prepend=0.0))
+  assert float(found.best_of[4].mean) == pytest.approx(np.mean(whole), abs=0.04)
+  assert set(found.best_of) == {1, 4, 16, 64, 128}

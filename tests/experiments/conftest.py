@@ -8,7 +8,20 @@ from typing import NamedTuple
 from absl import flags
 import pytest
 
-from experiments import check, dpo, grpo, launch, prm, rm, sft, sppo, tabular
+from experiments import (
+  check,
+  dpo,
+  grpo,
+  launch,
+  plan,
+  prm,
+  report,
+  rm,
+  sft,
+  sppo,
+  sweep,
+  tabular,
+)
 
 MAINS = {
   'dpo': dpo.main,
@@ -18,7 +31,13 @@ MAINS = {
   'sft': sft.main,
   'sppo': sppo.main,
   'check': check.main,
+  'plan': plan.main,
   'tabular': tabular.main,
+}
+COMMANDS = {'report': report.main, 'sweep': sweep.main}
+OWN = {
+  *('config', 'workdir', 'cache', 'out', 'publish', 'topology', 'search'),
+  *('experiment', 'storage', 'jobs', 'dry_run', 'heartbeat', 'worker'),
 }
 
 
@@ -42,11 +61,14 @@ def command(monkeypatch, capfd):
     for flag in list(flags.FLAGS):
       if flag.startswith('config.'):  # the last command's overrides
         delattr(flags.FLAGS, flag)
-      elif flag in ('config', 'workdir', 'cache'):
+      elif flag in OWN:
         flags.FLAGS[flag].unparse()
     capfd.readouterr()
     with pytest.raises(SystemExit) as ended:
-      launch.run(MAINS[name], name)
+      if name in COMMANDS:
+        launch.command(COMMANDS[name])
+      else:
+        launch.run(MAINS[name], name)
     return Result(ended.value.code or 0, *capfd.readouterr())
 
   return run

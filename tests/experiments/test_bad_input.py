@@ -4,7 +4,10 @@ import json
 
 import pytest
 
+from prefjax.data import tokenizers
+
 SENTIMENT = '--config=experiments/configs/dpo/sentiment.py:smoke'
+SFT = '--config=experiments/configs/sft/sentiment.py:smoke'
 HH = '--config=experiments/configs/dpo/hh.py:smoke'
 
 
@@ -33,6 +36,9 @@ def refused(result, *said):
     ('--config.data.batch_size=12', ('data.batch_size=12', '8')),
     ('--config.mesh.data=3', ('mesh', '3', '8')),
     ('--config.reference.workdir=gone', ('reference.workdir=gone',)),
+    ('--config.policy.checkpoint=x', ('policy.checkpoint=x', 'tokenizer.path')),
+    ('--config.records.chat=True', ('records.chat', 'tokenizer.path')),
+    ('--config.lora.rank=-1', ('lora.rank', '-1')),
   ],
 )
 def test_a_wrong_value_is_named(command, tmp_path, flag, said):
@@ -56,6 +62,7 @@ def test_a_wrong_value_is_named(command, tmp_path, flag, said):
     ('--config.rewards.gate=style', ('rewards.gate', 'style')),
     ('--config.data.max_prompt=4', ('data.max_prompt=4', 'drop_long_prompts')),
     ('--config.train.epochs=0', ('train.epochs', '0')),
+    ('--config.objective.supervision=process', ('single steps', 'steps:arithmetic')),
   ],
 )
 def test_a_wrong_value_of_a_rollout_is_named(command, cache, tmp_path, flag, said):
@@ -63,6 +70,36 @@ def test_a_wrong_value_of_a_rollout_is_named(command, cache, tmp_path, flag, sai
   folders = (f'--workdir={tmp_path}/run', f'--cache={cache}')
   result = command('grpo', config, *folders, flag)
   refused(result, *said)
+
+
+@pytest.mark.parametrize(
+  ('flag', 'said'),
+  [
+    ('--config.lora.zero=c', ('lora.zero', "'c'")),
+    ("--config.lora.targets=('layers.x',)", ('layers.x', 'layers.attention.key')),
+    ('--config.reference.move_mix=0.5', ('two mixed adapters', 'lora.rank')),
+  ],
+)
+def test_wrong_adapters_are_named(command, tmp_path, flag, said):
+  folders = (f'--workdir={tmp_path}/run', f'--cache={tmp_path}')
+  on = ('--config.lora.rank=4', '--config.reference.move_every=1')
+  refused(command('dpo', SENTIMENT, *folders, *on, flag), *said)
+  refused(command('sft', SFT, *folders, '--config.lora.rank=4'), 'experiments.sft')
+
+
+def test_a_tokenizer_of_another_model_is_refused(command, tmp_path):
+  path = tmp_path / 'other.model'
+  size = tokenizers.train_sentencepiece(
+    ['abc', 'cab'], vocab_size=12, path=path
+  ).vocab_size
+  folders = (f'--workdir={tmp_path}/run', f'--cache={tmp_path}')
+  flags = (f'--config.tokenizer.path={path}', f'--config.model.vocab_size={size - 1}')
+  said = (
+    f'model.vocab_size={size - 1}',
+    f'has {size} pieces',
+    'not that of this model',
+  )
+  refused(command('dpo', SENTIMENT, *folders, *flags), *said)
 
 
 def test_each_experiment_refuses_what_learns_otherwise(command, tmp_path):

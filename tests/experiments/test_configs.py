@@ -1,13 +1,14 @@
 """Every config: its smoke runs, and its full shape can be built."""
 
-import importlib.util
+import json
 from pathlib import Path
+import shlex
 
 import jax
 import ml_collections as mlc
 import pytest
 
-from experiments import build, process_models, sft
+from experiments import build, points, process_models, reproduction, sft
 from prefjax import objectives
 from prefjax.models import decoder
 
@@ -33,7 +34,16 @@ SMOKES = [
   ),
   ('dpo', 'dpo/tldr.py:smoke', True),
   ('rm', 'rm/sentiment.py:smoke', False),
+  ('rm', 'rm/gsm8k_pairs.py:smoke', True),
+  ('rm', 'rm/gsm8k_pairs.py:rank19,smoke', True),
+  ('sppo', 'sppo/cycle.py:smoke', False),
+  ('sppo', 'sppo/cycle.py:kto,smoke', False),
+  ('sppo', 'sppo/ultrafeedback.py:smoke', False),
   *(('grpo', f'grpo/arithmetic.py:{name},smoke', False) for name in ROLLED),
+  ('grpo', 'grpo/arithmetic.py:process,smoke', False),
+  ('grpo', 'grpo/arithmetic.py:ppo,steps,smoke', False),
+  ('grpo', 'grpo/dapo_arithmetic.py:smoke', False),
+  ('grpo', 'grpo/prime_arithmetic.py:smoke', False),
   ('grpo', 'grpo/sentiment.py:smoke', False),
   ('grpo', 'grpo/digits.py:smoke', True),
   ('grpo', 'grpo/gsm8k.py:smoke', True),
@@ -49,21 +59,19 @@ SMOKES = [
 def files():
   return sorted(
     path
-    for path in FOLDER.glob('*/*.py')
+    for path in (*FOLDER.glob('*/*.py'), *FOLDER.glob('*/ablations/*.py'))
     if path.name not in ('__init__.py', 'blocks.py')
   )
 
 
 def load(path) -> mlc.ConfigDict:
-  spec = importlib.util.spec_from_file_location(path.stem, path)
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  return module.get_config()
+  return points.load(str(path)).get_config()
 
 
 def test_every_config_has_a_smoke():
   named = {config.partition(':')[0] for _, config, _ in SMOKES}
-  assert named == {str(path.relative_to(FOLDER)) for path in files()}
+  swept = {str(path.relative_to(FOLDER)) for path in reproduction.ablations()}
+  assert named == {str(path.relative_to(FOLDER)) for path in files()} - swept
 
 
 @pytest.mark.parametrize(
@@ -81,6 +89,46 @@ def test_a_full_config_has_a_shape_and_valid_numbers(path):
   assert parts
   for part in parts:
     build.objective(part), build.optimizer(part), build.plan(part)
+
+
+@pytest.mark.parametrize('variant', ['', 'smoke', 'paper'])
+@pytest.mark.parametrize('path', reproduction.ablations(), ids=str)
+def test_every_point_of_an_ablation_is_a_valid_config(path, variant):
+  module = points.load(str(path))
+  found = points.points(module, variant)
+  assert len({point.label for point in found}) > 1
+  for point in found:
+    config = point.config.to_dict()
+    build.objective(config), build.optimizer(config), build.plan(config)
+    assert config['data']['seed'] == 0  # one reference for all
+  assert module.METRIC
+
+
+@pytest.mark.parametrize('path', reproduction.ablations(), ids=str)
+def test_an_ablation_tells_what_was_run(path):
+  told = reproduction.told(path)
+  assert told.command.endswith(f'--config={path}')
+  assert f'--experiment={path.parent.parent.name} ' in told.command
+  ran = reproduction.results_file(path).exists()
+  assert ran != (told.ours == f'{reproduction.NOT_YET}.')
+
+
+def test_the_page_of_reproductions_is_what_the_results_say():
+  assert reproduction.PAGE.read_text() == reproduction.page()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('path', reproduction.ablations(), ids=str)
+def test_the_smoke_of_an_ablation(command, cache, tmp_path, path):
+  """Its last point; that all of a sweep run is test_sweep's."""
+  name = path.parent.parent.name
+  *_, last = points.points(points.load(str(path)), 'smoke')
+  folders = (f'--workdir={tmp_path}/run', f'--cache={cache}')
+  line = points.command(name, str(path), last, {}, folders)
+  result = command(name, *shlex.split(line)[3:])
+  assert result.code == 0, result.err
+  metric = points.load(str(path)).METRIC
+  assert metric in json.loads((tmp_path / 'run' / 'DONE').read_text())
 
 
 @pytest.mark.slow

@@ -25,6 +25,7 @@ CONFIGS = {
   'dpo': f'experiments/configs/dpo/sentiment.py{"" if FULL else ":smoke"}',
   'grpo': 'tests/experiments/busy.py',
   'prm': 'tests/experiments/short.py',
+  'sppo': f'experiments/configs/sppo/cycle.py:sppo{"" if FULL else ",smoke"}',
 }
 LIMIT = 1200 if FULL else 300  # seconds of one start
 
@@ -60,7 +61,15 @@ _PRM: dict[str, Seen] = {
   'scoring': lambda cache, run: any((run / 'mc_soft').glob('scores-*.tmp-*')),
   'reporting': _DPO['reporting'],
 }
-PHASES = {'dpo': _DPO, 'grpo': _GRPO, 'prm': _PRM}
+_SPPO: dict[str, Seen] = {
+  'sampling': lambda cache, run: any(run.glob('iteration-1/responses.jsonl.tmp')),
+  'training': lambda cache, run: lines(run / 'iteration-1' / 'metrics.jsonl') > 3,
+  'second iteration': lambda cache, run: (
+    lines(run / 'iteration-2' / 'metrics.jsonl') > 3
+  ),
+  'comparing': lambda cache, run: (run / 'compared.jsonl').exists(),
+}
+PHASES = {'dpo': _DPO, 'grpo': _GRPO, 'prm': _PRM, 'sppo': _SPPO}
 AGAIN = ('reference training', 'training', 'saving') if FULL else ()
 DELAYS = {'reference training': 12.0, 'training': 12.0, 'evaluating': 9.0}  # seconds
 

@@ -271,6 +271,7 @@ def test_a_trained_reward_model_is_an_oracle(command, cache, tmp_path, reads):
     ('--config.oracle.source=my.judge', ('my.judge', 'cannot be imported')),
     ('--config.oracle.source=xml:x', ('xml:x', 'jsonl:PATH')),
     ('--config.self_play.responses=1', ('self_play.responses', '2')),
+    ('--config.evaluation.prompts=1', ('evaluation.prompts', '2')),
     ('--config.self_play.use=worst', ('self_play.use', 'best_and_worst')),
     ('--config.self_play.iterations=0', ('self_play.iterations', '0')),
     ('--config.self_play.temperature=0.0', ('temperature must be positive',)),

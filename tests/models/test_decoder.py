@@ -215,7 +215,7 @@ def test_a_prompt_token_reaches_its_own_responses_alone(x64):
   assert not moved[[0, 2]].any()
 
 
-@pytest.mark.parametrize('remat', ['dots', 'full'])
+@pytest.mark.parametrize('remat', ['dots', 'mixed', 'full'])
 def test_remat_changes_no_value_and_no_gradient(remat, x64):
   config = exact(**GEMMA)
   params = initial(config)

@@ -12,6 +12,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from prefjax.errors import InputError
+from prefjax.models import config as configs
 from prefjax.models import decoder, hub
 
 WIDTH, HEAD_DIM, HIDDEN, LAYERS, VOCAB = 8, 2, 12, 2, 11
@@ -232,8 +233,8 @@ def test_what_cannot_be_saved(tmp_path):
 
 
 def test_a_wrong_config_is_refused_before_any_tensor(tmp_path):
-  write(tmp_path, {}, rope_scaling={'type': 'linear', 'factor': 2.0})
-  with pytest.raises(InputError, match=r'config\.json has rope_scaling='):
+  write(tmp_path, {}, rope_scaling={'type': 'yarn', 'factor': 2.0})
+  with pytest.raises(InputError, match=r"config\.json has .*'yarn'"):
     hub.load(tmp_path)
 
 
@@ -272,6 +273,46 @@ def test_wrong_shapes_and_dtypes_are_named(tmp_path):
       hub.load(write(tmp_path, state() | {QUERY: value}))
   with pytest.raises(InputError, match=rf'{QUERY} in .* is I8; .*BF16'):
     hub.load(write(tmp_path, state() | {QUERY: np.ones((8, 8), np.int8)}))
+
+
+def test_a_pickle_is_refused_with_advice(tmp_path):
+  write(tmp_path, state())
+  (tmp_path / 'model.safetensors').rename(tmp_path / 'pytorch_model.bin')
+  with pytest.raises(InputError, match=r"\['pytorch_model\.bin'\].* save_pretrained"):
+    hub.load(tmp_path)
+
+
+@pytest.mark.parametrize('family', ['llama', 'gpt_neox', 'gpt2'])
+def test_shards_that_no_device_holds_whole(tmp_path, family):
+  """Each device's part of every array, from files that are cut elsewhere."""
+  sizes = dict(vocab_size=12, width=8, num_layers=2, num_heads=4, num_kv_heads=4)
+  sizes |= dict(head_dim=2, mlp_width=12, max_positions=8)
+  config = configs.create(family=family, **sizes)
+  params = decoder.initial_params(config, jax.random.key(0))
+  hub.save(tmp_path, config, params, shard=1500)
+  assert len(list(tmp_path.glob('model-*.safetensors'))) > 2
+  mesh = jax.make_mesh((4,), ('x',), devices=jax.devices()[:4])
+
+  def cut(leaf):
+    axes = [None] * leaf.ndim
+    if leaf.shape[-1] % 4 == 0:
+      axes[-1] = 'x'
+    return jax.sharding.NamedSharding(mesh, jax.P(*axes))
+
+  again, placed = hub.load(tmp_path, shardings=lambda tree: jax.tree.map(cut, tree))
+  assert again == config
+  kernel = placed['layers']['attention']['key']['kernel']
+  assert kernel.addressable_shards[1].data.shape == (2, 8, 2)
+  same = jax.tree.map(np.array_equal, params, placed)
+  assert jax.tree.all(same)
+
+
+def test_a_model_saved_without_its_head(tmp_path):
+  tensors = state()
+  del tensors[HEAD]
+  short = {name.removeprefix('model.'): value for name, value in tensors.items()}
+  _, params = hub.load(write(tmp_path, short, tie_word_embeddings=True))
+  check(params, tensors)
 
 
 def test_files_that_are_missing_or_broken(tmp_path):

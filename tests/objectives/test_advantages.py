@@ -196,6 +196,21 @@ def test_step_ends():
 
 
 @pytest.mark.parametrize(
+  ('discount', 'last'), [(1.0, [-3.0, 0.0, 3.0]), (0.5, [-3.75, -1.5, 3.0])]
+)
+def test_token_leave_one_out(x64, discount, last):
+  # Means 2, 4 and 2, and of the others 3, 2 and 3; the fourth has no weight.
+  rewards = jnp.array([[[1.0, 3, HUGE], [4, 0, 0], [0, 0, 6], [HUGE, 1, 1]]])
+  mask = jnp.array([[[1, 1, 0], [1, 0, 0], [1, 1, 1], [1, 1, 1]]], bool)
+  present = jnp.array([[True, True, True, False]])
+  got = adv.token_leave_one_out(rewards, mask, present, discount=discount)
+  first = [-2.0, 0.0, 0.0]
+  close(got, [[first, [2.0, 0.0, 0.0], last, [0.0, 0.0, 0.0]]])
+  alone = jnp.array([[True, False, False, False]])
+  assert not adv.token_leave_one_out(rewards, mask, alone, discount=discount).any()
+
+
+@pytest.mark.parametrize(
   ('last', 'ddof', 'want'),
   # Steps 1, `last` and 5: mean 3 and squares 4 + 0 + 4, or mean 4 and 9 + 4 + 1.
   [
@@ -312,6 +327,7 @@ STAGES = {
   'normalised': {'ddof': 1, 'eps': 1e-6},
   'normalised, ddof 0': {'ddof': 0, 'eps': 1e-2},
   'whitened': {'eps': 1e-6},
+  'token_leave_one_out': {'discount': 0.9},
   'process': {'ddof': 1, 'eps': 1e-6},
   'process, ddof 0': {'ddof': 0, 'eps': 1e-2},
   'gae': {'discount': 0.9, 'trace': 0.8},
@@ -337,6 +353,8 @@ def ours(arrays, *, name):
   if stage == 'process':
     ends = adv.step_ends(arrays['step'])
     return adv.process(rewards, ends, mask, present, **hyper)
+  if stage == 'token_leave_one_out':
+    return adv.token_leave_one_out(rewards, mask, present, **hyper)
   if stage == 'gae':
     more = (arrays[key] for key in ('values', 'lengths', 'truncated'))
     found = adv.gae(rewards, *more, **hyper)
@@ -356,6 +374,8 @@ def papers(arrays, name):
     return rl.whiten(rewards, mask, weight, **hyper)
   if stage == 'process':
     return rl.process(rewards, ends_of(arrays['step']), mask, weight, **hyper)
+  if stage == 'token_leave_one_out':
+    return rl.token_leave_one_out(rewards, mask, weight, gamma=hyper['discount'])
   if stage == 'gae':
     more = (arrays[key] for key in ('lengths', 'truncated'))
     hyper = {'gamma': hyper['discount'], 'lam': hyper['trace']}

@@ -32,6 +32,7 @@ AXES = {
   'step': 'pkt',
   'truncated': 'pk',
   'rewards': 'pkt',
+  'implicit': 'pkt',
   'values': 'pkt',
 }
 
@@ -179,6 +180,23 @@ def ppo_shared(x, batch, held):
   return ref.add((ppo(x, batch, held), 1.0), (critic(x, batch, held), 0.3))
 
 
+def prime(x, batch, held):
+  return rl.prime(
+    x['logps'],
+    batch.old_logps,
+    batch.rewards,
+    batch.implicit,
+    batch.mask,
+    batch.weight,
+    batch.response_length,
+    process=2.0,
+    outcome=3.0,
+    gamma=0.9,
+    eps=1e-6,
+    **BOUNDS,
+  )
+
+
 def online_dpo(x, batch, held):
   """DPO on the best and the worst present response, where one is better."""
   counted = batch.mask, batch.weight
@@ -191,6 +209,7 @@ def online_dpo(x, batch, held):
   return ref.dpo(x['logps'], batch.reference_logps, batch.mask, pairs, beta=0.3)
 
 
+PRIME = {'process_coef': 2.0, 'outcome_coef': 3.0, 'discount': 0.9}
 GAE = {'discount': 0.9, 'trace': 0.8, 'kl_coef': 0.3, 'bootstrap': True}
 CASES = {
   'grpo': Case('grpo', {'clip_high': 0.2, 'kl_coef': 0.3}, grpo),
@@ -256,6 +275,7 @@ CASES = {
   ),
   'critic': Case('critic', {'value_clip': 0.2}, critic),
   'online_dpo': Case('online_dpo', {'beta': 0.3}, online_dpo),
+  'prime': Case('prime', CLIPS | PRIME, prime),
 }
 each_case = pytest.mark.parametrize('name', CASES)
 # One a recipe, with every aggregate and ratio among them.
@@ -270,6 +290,7 @@ RECIPES = [
   'ppo_shared',
   'critic',
   'online_dpo',
+  'prime',
 ]
 each_recipe = pytest.mark.parametrize('name', RECIPES)
 
@@ -317,6 +338,7 @@ def random_batch(seed=0):
     step=np.where(real, np.cumsum(rng.random((P, K, T)) < 0.5, axis=-1), -1),
     truncated=rng.random((P, K)) < 0.5,
     rewards=np.where(real, rng.normal(size=(P, K, T)), 0.0),
+    implicit=np.where(real, rng.normal(size=(P, K, T)), 0.0),
     values=values,
   )
   return x, batch
@@ -387,7 +409,7 @@ def filled(x, batch):
     filling = (weight == 0)[..., None]
     return np.where(filling, np.resize(huge, array.shape), array)
 
-  fields = ('reference_logps', 'old_logps', 'rewards', 'values')
+  fields = ('reference_logps', 'old_logps', 'rewards', 'implicit', 'values')
   arrays = {field: fill(getattr(batch, field), HUGE, -HUGE) for field in fields}
   x = {key: fill(array, -HUGE, HUGE) for key, array in x.items()}
   return x, batch.replace(weight=weight, **arrays)
@@ -406,6 +428,7 @@ def poisoned(x, batch):
   return x, batch.replace(
     old_logps=np.where(batch.mask, batch.old_logps, -bad),
     reference_logps=np.where(batch.mask, batch.reference_logps, bad[..., ::-1]),
+    implicit=np.where(batch.mask, batch.implicit, bad),
     values=np.where(known, batch.values, edge),
   )
 
@@ -863,6 +886,28 @@ def test_the_asymmetric_clip(x64):
     np.testing.assert_allclose(jax.grad(loss)(ratios).ravel(), want, rtol=1e-12)
 
 
+@pytest.mark.parametrize('edge', [as_is, empty_response])
+def test_prime_without_its_process_is_rloo(x64, edge):
+  """Papers' statement 7 of implicit rewards: advantages, and the loss on-policy."""
+  x, batch = on_policy(*edge(*random_batch(12)))
+  numbers = {'process_coef': 0.0, 'outcome_coef': 1.0, 'whiten': False}
+  options = {'kl': 'none', 'aggregate': 'sequence_sum'}
+  ours = objectives.create('prime', **numbers, **options).build()
+  rloo = objectives.create('rloo', kl='none').build()
+  outputs = Outputs(logps=jnp.asarray(x['logps']))
+  batch = jax.tree.map(jnp.asarray, batch)
+  got, want = ours.credit(batch), rloo.credit(batch)
+  np.testing.assert_array_equal(got.advantages, want.advantages)
+
+  def slope(objective, batch):
+    def loss(logps):
+      return objective(outputs.replace(logps=logps), batch)[0].value()
+
+    return jax.grad(loss)(outputs.logps)
+
+  np.testing.assert_allclose(slope(ours, got), slope(rloo, want), rtol=1e-12)
+
+
 def test_one_step_of_process_supervision_is_outcome_supervision(x64):
   """Statement 9."""
   x, batch = one_step(*empty_response(*random_batch(11)))
@@ -1220,6 +1265,7 @@ def test_pairs_are_the_best_and_the_worst_that_are_present():
     ),
     ('critic', {}, {'rewards', 'values'}),
     ('online_dpo', {}, {'rewards', 'reference_logps'}),
+    ('prime', {}, {'rewards', 'old_logps', 'implicit'}),
   ],
 )
 def test_what_a_recipe_needs_depends_on_its_structure(recipe, hyper, needs):

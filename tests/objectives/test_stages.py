@@ -8,7 +8,8 @@ import pytest
 from prefjax import objectives
 from prefjax.errors import InputError
 from prefjax.objectives import links, self_play, transport
-from prefjax.types import weighted_mean
+from prefjax.objectives.metrics import label_accuracy
+from prefjax.types import PreferenceBatch, weighted_mean
 
 MASK = np.array([[True, False, False], [True, True, True]])
 
@@ -175,6 +176,19 @@ def test_log_normaliser_of_samples():
   weight = jnp.array([[1.0, 3.0, 0.0], [0.0, 0.0, 0.0]])
   got = self_play.sampled_log_normaliser(win_rate, weight, 2.0)
   np.testing.assert_allclose(got, [[0.6502975], [0.0]], rtol=1e-5)
+
+
+def test_accuracy_of_labels_asks_who_scores_higher():
+  batch = PreferenceBatch(
+    *[None] * 5,
+    weight=jnp.array([[1.0, 2.0, 1.0, 1.0], [1.0, 0.0, 1.0, 1.0]]),
+    label=jnp.array([[1.0, 0.0, 1.0, 0.0], [1.0, 0.0, 1.0, 1.0]]),
+  )
+  scores = jnp.array([[3.0, 1.0, -2.0, 3.0], [5.0, 1.0, 2.0, 3.0]])
+  # Of the first prompt 0 against 1 (right, weight 2) and 3 (a tie), 2 against both.
+  # The second has right ones alone.
+  found = label_accuracy(scores, batch)['accuracy']
+  assert (found.total, found.weight) == (2.0, 6.0)
 
 
 @pytest.mark.parametrize(

@@ -29,6 +29,7 @@ def row(position, attempt, outcomes, born=0, rewards=None):
     logps=-rng.random((1, K, T), np.float32),
     truncated=np.zeros((1, K), bool),
     rewards=np.pad(reward[None, :, None], ((0, 0), (0, 0), (T - 1, 0))).astype('f4'),
+    step=np.zeros((1, K, T), np.int32),
     scored=scored[None],
     right=right[None],
   )

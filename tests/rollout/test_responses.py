@@ -151,6 +151,22 @@ def test_a_reward_stands_on_the_last_real_token():
   np.testing.assert_array_equal(found.born, [3, 3])
 
 
+def test_a_reward_stands_where_the_judge_placed_it():
+  reward = np.array([[1.0, np.nan, 3.0]])
+  placed = np.arange(K * T).reshape(1, K, T) / 4
+  step = np.arange(K * T, dtype=np.int32).reshape(1, K, T)
+
+  def judge(**groups):
+    return lambda: Judged(reward, reward > 0, {}, placed, step)
+
+  found = roller(Scripted(), judge).sample({}, first_tries(0), 0).groups
+  np.testing.assert_array_equal(found.rewards[0, [0, 2]], placed[0, [0, 2]])
+  assert not found.rewards[0, 1].any()
+  np.testing.assert_array_equal(found.step, step)
+  plain = roller(Scripted()).sample({}, first_tries(0), 0).groups
+  np.testing.assert_array_equal(plain.step, np.full((1, K, T), -1))
+
+
 def test_a_response_without_a_reward_has_none_and_is_not_right():
   reward = np.array([[np.nan, 1.0, np.nan]])
 

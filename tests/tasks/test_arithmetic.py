@@ -66,6 +66,12 @@ def test_the_first_error_is_an_index_or_minus_one():
   assert arithmetic.first_error('7+8-3=', '') == -1
 
 
+def test_a_step_earns_its_label_where_it_ends():
+  found = arithmetic.step_rewards('7+8-3=', '7+8=15;15-3=13')
+  assert found == [(7, 1.0), (14, 0.0)]
+  assert arithmetic.step_rewards('7+8-3=', '') == []
+
+
 def test_steps_keep_what_ends_them():
   assert arithmetic.steps(RIGHT) == ['7+8=15;', '15-3=12;', '12+5=17']
   assert arithmetic.steps('7+8=15;') == ['7+8=15;']

@@ -55,9 +55,9 @@ def compiled(shards, accumulated=False):
     state = mesh_lib.place(state, step.mesh)
     batch = mesh_lib.place_batch(batch, step.mesh)
   if not accumulated:
-    return step._fused.lower(state, batch, numbers).compile(), state
+    return step._fused.lower(None, state, batch, numbers).compile(), state
   weight = step._weigh(batch, numbers)
-  arguments = (state['params'], batch, weight, numbers)
+  arguments = (None, state['params'], batch, weight, numbers)
   carry = step._start(*arguments)
   return step._accumulate.lower(carry, *arguments).compile(), carry
 

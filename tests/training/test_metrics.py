@@ -41,6 +41,22 @@ def test_one_sorted_line_a_write(tmp_path):
   )
 
 
+def test_who_watches_is_told_and_may_end_the_run(tmp_path):
+  told = []
+
+  def tell(step, values):
+    told.append((step, values))
+    if values.get('loss', 0.0) > 1.0:
+      raise StopIteration
+
+  with metrics.watched(tell), pytest.raises(StopIteration):
+    write(tmp_path, (1, {'loss': 0.5}), (2, {'loss': jnp.float32(2.0)}))
+  write(tmp_path, (3, {'loss': 0.25}))
+  assert told == [(1, {'loss': 0.5}), (2, {'loss': 2.0})]
+  steps = [row['step'] for row in metrics.read(tmp_path / 'metrics.jsonl')]
+  assert steps == [1, 3]
+
+
 def test_a_line_is_on_disk_before_the_writer_closes(tmp_path):
   with metrics.MetricWriter(tmp_path) as writer:
     writer.write(1, {'loss': 0.5})

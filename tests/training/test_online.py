@@ -1,5 +1,6 @@
 """The online loop on scripted rollouts: what an iteration is, and that it can stop."""
 
+import dataclasses
 import functools
 import json
 
@@ -18,6 +19,7 @@ from prefjax.training.correction import Correction
 from prefjax.training.minibatches import Cutter
 from prefjax.training.online import Collected, OnlineLoop, OnlinePlan
 from prefjax.training.optimizers import Optimizer
+from prefjax.training.process import ProcessModel
 from prefjax.training.step import Step
 from prefjax.types import RolloutBatch
 
@@ -45,6 +47,7 @@ def rollout(n, params, p=P):
     old_logps=np.where(exists, -rng.uniform(1, 4, (p, K, T)), 0).astype(np.float32),
     truncated=rng.random((p, K)) < 0.3,
     rewards=np.where(exists, rewards, 0),
+    label=right[..., 0].astype(np.float32),
   )
 
 
@@ -66,6 +69,18 @@ def made(forward, name, numbers, updates, mesh):
   )
 
 
+@functools.cache
+def process(mesh=None, learning_rate=1e-2, updates=1):
+  """A process reward model on the same forward; one for all runs of a kind."""
+  step = Step(
+    forward=tiny.bag_forward,
+    objective=objectives.create('cross_entropy', beta=0.5),
+    optimizer=Optimizer(name='adamw', learning_rate=learning_rate, steps=99),
+    mesh=mesh,
+  )
+  return ProcessModel(step=step, params=tiny.bag_params(), updates=updates)
+
+
 def make(folder, name='grpo', *, numbers=(), mesh=None, shards=1, **changes):
   options = dict(plan=OnlinePlan(iterations=4, save_every=1, eval_every=2))
   options |= changes
@@ -78,6 +93,8 @@ def make(folder, name='grpo', *, numbers=(), mesh=None, shards=1, **changes):
     updates,
     mesh,
   )
+  if name == 'prime':
+    options.setdefault('process', process(mesh))
   folder.mkdir(exist_ok=True)
   return OnlineLoop(
     step=step,
@@ -133,6 +150,27 @@ def test_every_update_is_made_and_logged(tmp_path):
   assert last == {'eval/accuracy': rows[-1]['eval/accuracy']}
   samples = (tmp_path / 'run' / 'samples.jsonl').read_text().splitlines()
   assert [json.loads(row)['step'] for row in samples] == [1, 2, 3, 4]
+
+
+@pytest.mark.slow
+def test_a_killed_process_reward_model_ends_with_the_same_bits(tmp_path):
+  options = dict(name='prime', plan=BUSY, process=process(updates=2))
+  whole, _ = make(tmp_path / 'whole', **options).run(tiny.bag_params())
+  judge, calls = ProcessModel.judge, []
+
+  def dying(*args):
+    found = judge(*args)
+    calls.append(None)
+    if len(calls) == 3:  # it has learnt, and the policy has not
+      raise KeyboardInterrupt
+    return found
+
+  with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    patch.setattr(ProcessModel, 'judge', dying)
+    make(tmp_path / 'run', **options).run(tiny.bag_params())
+  found, _ = make(tmp_path / 'run', **options).run(tiny.bag_params())
+  assert bits(found) == bits(whole)
+  assert lasting(tmp_path / 'run') == lasting(tmp_path / 'whole')
 
 
 @pytest.mark.parametrize('when', ['rollout', 'update', 'accumulation', 'save'])
@@ -309,6 +347,58 @@ def test_a_loss_that_is_not_finite_stops_with_the_batch_kept(tmp_path):
   with pytest.raises(TrainingError, match='step 2 is not finite'):
     make(tmp_path / 'run', collect=broken).run(tiny.bag_params())
   assert (tmp_path / 'run' / 'not_finite_2.npz').exists()
+
+
+def test_a_process_reward_model_learns_before_it_judges(tmp_path):
+  model = process()
+  batch = rollout(0, tiny.bag_params())
+  cutter = make(tmp_path / 'run').cutter
+  state, params = model.start(), model.params
+  accuracy = []
+  for _ in range(20):
+    state, found, values = model.judge(state, params, batch, cutter, lambda part: part)
+    accuracy.append(values['process/accuracy'])
+    ratios = found.implicit
+  # The same rollout again and again: it tells right from wrong, and by the tokens.
+  assert accuracy[-1] > 0.9
+  outcome = ratios.sum(axis=-1)
+  right = (batch.label == 1) & (batch.weight > 0)
+  assert outcome[right].mean() > outcome[~right & (batch.weight > 0)].mean()
+  assert not ratios[~batch.mask].any()
+  assert found.label is None
+  # What it says is beta times the log-ratio of what it has become.
+  part = batch.replace(label=None)
+  own, first = (model.step.score(p, part).logps for p in (state['params'], params))
+  np.testing.assert_allclose(ratios, 0.5 * (own - first), atol=1e-5)
+  # How the rollout is cut changes nothing.
+  cutter = dataclasses.replace(cutter, max_tokens=60, at_once=2)
+  cut = process().start(), params, batch, cutter, lambda part: part
+  whole = process().start(), params, batch, make(tmp_path / 'a').cutter, cut[-1]
+  got, want = (model.judge(*arguments)[1].implicit for arguments in (cut, whole))
+  np.testing.assert_allclose(got, want, atol=1e-6)
+
+
+def test_prime_without_its_process_is_rloo(tmp_path):
+  plan = OnlinePlan(iterations=3)
+  rloo = make(tmp_path / 'rloo', 'rloo', numbers={'kl': 'none'}, plan=plan)
+  numbers = {'process_coef': 0.0, 'outcome_coef': 1.0, 'whiten': False}
+  numbers |= {'aggregate': 'sequence_sum'}
+  # Its own samples, so that the ratio is 1.
+  prime = make(tmp_path / 'prime', 'prime', numbers=numbers, plan=plan)
+  for loop in (rloo, prime):
+    loop.collect = functools.partial(on_policy, loop.step)
+  want, _ = rloo.run(tiny.bag_params())
+  got, _ = prime.run(tiny.bag_params())
+  tiny.assert_same(want, got, 1e-5)
+  whole = make(tmp_path / 'whole', 'prime', plan=plan)
+  whole.collect = prime.collect
+  assert bits(whole.run(tiny.bag_params())[0]) != bits(got)
+
+
+def on_policy(step, params, carry, n):
+  found = collect(params, carry, n)
+  logps = np.asarray(step.score(params, found.batch).logps)
+  return found._replace(batch=found.batch.replace(old_logps=logps))
 
 
 def test_an_objective_without_credit_is_refused(tmp_path):

@@ -70,6 +70,25 @@ def test_rmsprop_is_that_of_torch(x64):
     assert np.abs(wrong['a'] - found['a']).max() > 1e-3
 
 
+def test_adafactor_keeps_rows_and_columns_of_a_matrix(x64):
+  rng = np.random.default_rng(2)
+  params = {'a': rng.standard_normal((128, 130)), 'b': rng.standard_normal(4)}
+  grads = {'a': rng.standard_normal((128, 130)), 'b': rng.standard_normal(4)}
+  optimizer = make('adafactor', weight_decay=0.3).build()
+  state = optimizer.init(jax.tree.map(jnp.asarray, params))
+  updates, state = optimizer.update(grads, state, params)
+  # In the first step the decay is 0: r and c are means of the squares themselves.
+  square = np.square(grads['a'])
+  rows, columns = square.mean(axis=1), square.mean(axis=0)
+  ratio = grads['a'] / np.sqrt(np.outer(rows, columns) / rows.mean())
+  for key, u in (('a', ratio), ('b', np.sign(grads['b']))):
+    u = u / max(1.0, np.sqrt(np.square(u).mean()))
+    expected = -RATE * (u + 0.3 * params[key])
+    np.testing.assert_allclose(updates[key], expected, rtol=1e-10)
+  held = sum(leaf.size for leaf in jax.tree.leaves(state))
+  assert held < 128 + 130 + 4 + 16
+
+
 @pytest.mark.parametrize('decay', [0.0, 0.3])
 def test_adamw_by_hand(decay, x64):
   b1, b2 = 0.8, 0.95
@@ -174,7 +193,7 @@ def test_schedules_by_hand(schedule, final, shares, x64):
 # Structure --------------------------------------------------------------------
 
 
-@pytest.mark.parametrize('name', ['rmsprop', 'adamw'])
+@pytest.mark.parametrize('name', ['rmsprop', 'adamw', 'adafactor'])
 def test_the_state_does_not_depend_on_the_numbers(name):
   def init(numbers):
     transform = make(name).build(numbers)

@@ -1,5 +1,6 @@
 """The step: how a batch is taken changes nothing, and nothing compiles twice."""
 
+import dataclasses
 import functools
 import math
 
@@ -313,6 +314,45 @@ def test_a_sweep_compiles_no_more_than_its_first_trial():
     False,
     False,
   ]
+
+
+def with_numbers(name='dpo', beta=0.1, **changes):
+  knob = {'dpo': 'beta', 'ipo': 'tau'}[name]
+  objective = objectives.create(name, **{knob: beta})
+  optimizer = dataclasses.replace(ADAMW, **changes)
+  return Step(tiny.bag_forward, objective, optimizer, chunk=6)
+
+
+def test_steps_that_differ_in_numbers_run_the_same_programs():
+  whole = [tiny.batch()]
+  first = with_numbers()
+  mine = tiny.updated(first, tiny.bag_params(), whole)
+  compiled = Compilations()
+  try:
+    other = with_numbers(beta=2.0, learning_rate=0.5)
+    theirs = tiny.updated(other, tiny.bag_params(), whole)
+  finally:
+    compiled.stop()
+  assert compiled.count == 0
+  assert first == other and first._fused is other._fused
+  assert mine[1]['loss'] != theirs[1]['loss']  # each its own numbers
+  assert theirs[1]['learning_rate'] == pytest.approx(0.5 / 4)
+
+
+@pytest.mark.parametrize(
+  'other',
+  [
+    with_numbers('ipo'),
+    with_numbers(schedule='cosine'),
+    with_numbers(steps=11),
+    dataclasses.replace(with_numbers(), chunk=5),
+    dataclasses.replace(with_numbers(), want=('entropy',)),
+    dataclasses.replace(with_numbers(), forward=tiny.forward()),
+  ],
+)
+def test_steps_that_differ_otherwise_share_nothing(other):
+  assert with_numbers() != other
+  assert with_numbers()._fused is not other._fused
 
 
 def test_each_function_compiles_once_a_cell():

@@ -1,3 +1,4 @@
+import fcntl
 import json
 import os
 import subprocess
@@ -245,3 +246,34 @@ def test_built_killed_in_the_middle(tmp_path):
   workdir.built(target, lambda folder: (folder / 'whole').write_text('y'))
   assert [p.name for p in tmp_path.iterdir()] == ['abc']
   assert [p.name for p in target.iterdir()] == ['whole']
+
+
+HOLDING = """
+import sys, time
+from pathlib import Path
+from prefjax.training import workdir
+path = Path(sys.argv[1])
+with workdir.locked(path):
+  path.write_text('mine')
+  time.sleep(60)
+"""
+
+
+def test_a_lock_is_held_by_one_process_and_freed_by_its_end(tmp_path):
+  path = tmp_path / 'reference'
+  other = subprocess.Popen([sys.executable, '-c', HOLDING, str(path)])
+  try:
+    deadline = time.monotonic() + 60
+    while not path.exists():
+      assert time.monotonic() < deadline and other.poll() is None
+      time.sleep(0.02)
+    with (
+      path.with_name('reference.lock').open() as file,
+      pytest.raises(BlockingIOError),
+    ):
+      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+  finally:
+    other.kill()
+    other.wait()
+  with workdir.locked(path):
+    pass

@@ -52,7 +52,9 @@ def get_config(variant='dpo'):
   config.tokenizer = dict(path='pythia.model')
   config.data = dict(
     source='jsonl:hh_rlhf/train.jsonl.gz',
+    seed=-1,  # of all that is trained on, the reference too; -1: the run's
     held_out=256,  # records, the same for every seed
+    flipped=0.0,  # share of the training pairs that are turned round
     max_prompt=256,  # tokens, cut on the left
     max_response=256,  # tokens
     batch_size=64,  # prompts, each with one pair

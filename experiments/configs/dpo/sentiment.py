@@ -49,11 +49,13 @@ def get_config(variant='dpo'):
   config.tokenizer = dict(path='')  # '': SentencePiece trained on the task's text
   config.data = dict(
     source='task:sentiment',
+    seed=-1,  # of all that is trained on, the reference too; -1: the run's
     documents=8000,  # reviews that the reference learns from
     prompts=1536,  # that preferences are drawn for
     held_out=128,  # prompts with pairs, and reviews, that are not trained on
     responses=4,  # a prompt, all pairs among them
     label_scale=4.0,  # nats a unit of true reward, of the Bradley-Terry labels
+    flipped=0.0,  # share of the training pairs that are turned round
     max_prompt=16,  # tokens
     max_response=32,  # tokens
     batch_size=32,  # prompts

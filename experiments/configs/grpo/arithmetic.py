@@ -7,8 +7,9 @@ solves some but not all; its own samples do the rest: held-out accuracy from 0.3
 and 0.43 to 0.65, 0.76 and 0.73 in seeds 0, 1 and 2, in 4 to 5 minutes on 2 CPU cores.
 
 Variants: the name of any recipe on rollouts (default `grpo`), or the import path of
-your own; `dapo_verl` is DAPO as its code has it. `smoke` beside it, as in
-`:dapo,smoke`, for a run of seconds.
+your own; `dapo_verl` is DAPO as its code has it. `steps` beside it, as in `:ppo,steps`,
+rewards every right step on its last token, as does `process`: GRPO whose advantages are
+those of steps. `smoke` beside it, as in `:dapo,smoke`, for a run of seconds.
 """
 
 from experiments.configs import blocks
@@ -40,6 +41,7 @@ def get_config(variant='grpo'):
   config.tokenizer = dict(path='')  # '': SentencePiece trained on the task's text
   config.data = dict(
     source='task:arithmetic',
+    seed=-1,  # of all that is trained on, the reference too; -1: the run's
     held_out_source='',  # '': held_out of the source, or of the task's other split
     prompt='',  # templates of a source's fields, for what is no task
     solution='',
@@ -54,7 +56,6 @@ def get_config(variant='grpo'):
     bucket_growth=float('inf'),  # one bucket of each length
     drop_long_prompts=False,
   )
-  config.policy = dict(checkpoint='')  # a Hugging Face folder; '': as reference says
   config.reference = dict(
     workdir='',  # of a finished run; '': trained by maximum likelihood
     data=dict(batch_size=32),
@@ -73,9 +74,9 @@ def get_config(variant='grpo'):
   config.rollout = blocks.rollout(prompts=64, group_size=8)
   config.rewards = blocks.rewards('task:arithmetic', seconds=5.0, workers=0)
   config.critic = dict(learning_rate=1e-3)
-  config.objective = blocks.objective(
-    'dapo' if name == 'dapo_verl' else name, **OBJECTIVES
-  )
+  config.process = dict(beta=0.05, learning_rate=2e-4)  # PRIME's reward model
+  recipe = {'dapo_verl': 'dapo', 'process': 'grpo'}.get(name, name)
+  config.objective = blocks.objective(recipe, **OBJECTIVES)
   config.optimizer = blocks.optimizer('adamw', 2e-4, warmup_steps=5, clip_norm=1.0)
   config.train = blocks.online(80, eval_every=20, save_every=20)
   config.evaluation = dict(
@@ -88,6 +89,10 @@ def get_config(variant='grpo'):
   )
   if name in ('dapo', 'dapo_verl'):
     dapo(config, name)
+  if name == 'process':
+    config.objective.supervision = 'process'
+  if name == 'process' or 'steps' in flags:
+    steps(config)
   return smoke(config) if blocks.SMOKE in flags else config
 
 
@@ -97,6 +102,13 @@ def dapo(config, name):
   config.rewards.update(overlong_cache=8)
   if name == 'dapo_verl':
     config.objective.aggregate = 'token_mean'
+
+
+def steps(config):
+  """Beside the answer, every right step earns 1 where it ends."""
+  verifiers = {**config.rewards.verifiers, 'steps': 'steps:arithmetic'}
+  weights = {**config.rewards.weights, 'steps': 1.0}
+  config.rewards.update(verifiers=verifiers, weights=weights)
 
 
 def smoke(config):

@@ -29,12 +29,12 @@ def get_config(variant=''):
   config.model = dict(
     family='llama',
     vocab_size=1024,
-    width=128,
-    num_layers=3,
+    width=96,
+    num_layers=2,
     num_heads=4,
     num_kv_heads=2,
-    head_dim=32,
-    mlp_width=352,
+    head_dim=24,
+    mlp_width=256,
     max_positions=1024,
     tied_embeddings=True,
     attention='dense',
@@ -51,7 +51,7 @@ def get_config(variant=''):
     solution='',
     max_prompt=192,  # tokens, cut on the left
     max_response=160,  # tokens of one solution
-    batch_size=16,  # questions
+    batch_size=8,  # questions
     max_tokens=8192,  # padded tokens of a micro-batch
     bucket_multiple=64,  # tokens
     bucket_growth=1.7,
@@ -59,7 +59,7 @@ def get_config(variant=''):
   config.reference = dict(
     workdir='',  # of a finished run; '': trained by maximum likelihood
     data=dict(
-      batch_size=32,
+      batch_size=16,
       source='jsonl:gsm8k/train.jsonl',
       held_out=128,
       prompt='{question}\n',
@@ -67,7 +67,7 @@ def get_config(variant=''):
     ),
     objective=blocks.objective('sft'),
     optimizer=blocks.optimizer('adamw', 2e-3, schedule='cosine', warmup_steps=50),
-    train=blocks.train(300, eval_every=150, save_every=150),
+    train=blocks.train(200, eval_every=200, save_every=50),
   )
   config.reads = 'response' if 'scalar' in flags else 'pair'
   config.ensemble = 1  # members, whose margins are averaged
@@ -75,7 +75,7 @@ def get_config(variant=''):
   config.optimizer = blocks.optimizer(
     'adamw', 3e-4, schedule='cosine', warmup_steps=10, clip_norm=1.0, weight_decay=0.1
   )
-  config.train = blocks.train(100, eval_every=25, save_every=50)
+  config.train = blocks.train(140, eval_every=35, save_every=35)
   config.evaluation = dict(sources=('json:llmbar/Natural.json',))
   if 'rank19' in flags:
     config.data.update(source='jsonl:summeval/rank19_pairs.jsonl', held_out=60)

@@ -63,7 +63,6 @@ def get_config(variant=''):
     bucket_growth=float('inf'),  # one bucket of each length
     drop_long_prompts=False,
   )
-  config.policy = dict(checkpoint='')  # a Hugging Face folder; '': as reference says
   config.reference = dict(
     workdir='',  # of a finished run; '': trained by maximum likelihood
     data=dict(batch_size=128),

@@ -1,0 +1,153 @@
+"""Workers side by side, on one machine or on one PostgreSQL: one of them is killed."""
+
+import contextlib
+import os
+from pathlib import Path
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+
+import psycopg2
+import pytest
+from test_sweep import environment, listed
+
+from prefjax.evaluation import runs
+
+# What a trial does here is to wait: which worker runs it is all that matters.
+EXPERIMENT = """
+import sys, time
+from experiments import dpo, launch, sweep
+import told
+
+def run(config, workdir, cache):
+  time.sleep(1.0)
+  told.leave(workdir, beta=config['objective']['beta'], seed=config['seed'])
+
+dpo.main = run
+launch.command(sweep.main)
+"""
+CONFIG = """
+from experiments import points
+from experiments.configs.dpo import sentiment
+
+METRIC = 'kl'
+get_config = sentiment.get_config
+
+def sweep():
+  yield from points.grid({'objective.beta': (0.1, 0.5, 1.0)}, seeds=(0, 1, 2))
+"""
+
+
+def binaries():
+  """The folder of Debian's newest PostgreSQL, or a skip."""
+  found = sorted(Path('/usr/lib/postgresql').glob('*/bin/initdb'))
+  if not found:
+    pytest.skip('PostgreSQL is not installed: apt-get install postgresql')
+  return found[-1].parent
+
+
+@pytest.fixture
+def database():
+  """The URL of a database that lives as long as the test."""
+  where = binaries()
+  folder = Path(tempfile.mkdtemp(prefix='prefjax-postgres-'))
+  as_server = ['runuser', '-u', 'postgres', '--'] if os.getuid() == 0 else []
+  if as_server:
+    shutil.chown(folder, 'postgres')
+  with socket.socket() as free:
+    free.bind(('127.0.0.1', 0))
+    port = free.getsockname()[1]
+
+  def server(program, *arguments):
+    command = [*as_server, where / program, '-D', folder / 'data', *arguments]
+    subprocess.run(command, check=True, capture_output=True, cwd=folder)
+
+  server('initdb', '--auth=trust', '--username=study', '--no-sync')
+  options = f'-p {port} -c listen_addresses=127.0.0.1 -k {folder} -c fsync=off'
+  server('pg_ctl', '-w', '-l', folder / 'log', '-o', options, 'start')
+  try:
+    yield f'postgresql://study@127.0.0.1:{port}/postgres'
+  finally:
+    with contextlib.suppress(subprocess.CalledProcessError):
+      server('pg_ctl', '-m', 'immediate', 'stop')
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def start(folder, *flags):
+  script, config = folder / 'worker.py', folder / 'swept.py'
+  script.write_text(EXPERIMENT), config.write_text(CONFIG)
+  path = os.pathsep.join(map(str, (Path.cwd(), Path.cwd() / 'tests')))
+  return subprocess.Popen(
+    [
+      *(sys.executable, script, '--experiment=dpo', f'--config={config}'),
+      *('--heartbeat=1', *flags),
+      *(f'--workdir={folder}/sweep', f'--cache={folder}/cache'),
+    ],
+    env=environment() | {'PYTHONPATH': path},
+    stdout=subprocess.PIPE,
+    stderr=subprocess.STDOUT,
+    text=True,
+  )
+
+
+def running(url):
+  """Trials that run now, by the database itself."""
+  with contextlib.closing(psycopg2.connect(url)) as connection:
+    cursor = connection.cursor()
+    cursor.execute("select count(*) from trials where state = 'RUNNING'")
+    return cursor.fetchone()[0]
+
+
+def done(folder):
+  return len(list((folder / 'sweep' / runs.TRIALS).glob('*/DONE')))
+
+
+def wait_for(ready, *processes):
+  deadline = time.monotonic() + 120
+  while not ready():
+    assert time.monotonic() < deadline
+    for process in processes:
+      assert process.poll() is None, process.stdout.read()
+    time.sleep(0.02)
+
+
+def ended_once(folder):
+  """The trials that ended: each point once, and what was lost a second time begun."""
+  rows = listed(folder / 'sweep')
+  ended = [row for row in rows if row['state'] == 'COMPLETE']
+  assert len({row['name'] for row in ended}) == len(ended) == 9
+  (lost,) = (row for row in rows if row['state'] == 'FAIL')
+  (again,) = (row for row in ended if row['name'] == lost['name'])
+  assert again['starts'] == 1
+  return ended
+
+
+@pytest.mark.slow
+def test_two_workers_split_the_trials_and_one_is_killed(tmp_path, database):
+  workers = [start(tmp_path, f'--storage={database}') for _ in range(2)]
+  wait_for(lambda: done(tmp_path) >= 2 and running(database) == 2, *workers)
+  workers[0].send_signal(signal.SIGKILL)  # in the middle of a trial
+  out, _ = workers[1].communicate(timeout=120)
+  assert workers[1].returncode == 0, out
+  workers[0].communicate()
+  ended = ended_once(tmp_path)
+  assert {row['process'] for row in ended} == {worker.pid for worker in workers}
+
+
+@pytest.mark.slow
+def test_jobs_side_by_side_of_which_one_is_killed(tmp_path):
+  parent = start(tmp_path, '--jobs=2')
+  wait_for(lambda: done(tmp_path) >= 2, parent)
+  children = Path(f'/proc/{parent.pid}/task/{parent.pid}/children').read_text().split()
+  time.sleep(0.5)  # into the middle of a trial, of a second each
+  os.kill(int(children[0]), signal.SIGKILL)
+  out, _ = parent.communicate(timeout=120)
+  assert parent.returncode == 1 and '-9' in out
+  out, _ = start(tmp_path).communicate(timeout=120)
+  assert 'report:' in out
+  ended = ended_once(tmp_path)
+  assert {str(row['process']) for row in ended} == set(children)
