@@ -22,8 +22,7 @@ def get_config(variant=''):
   config = blocks.run()
   base = arithmetic.get_config()
   config.model, config.tokenizer = base.model, base.tokenizer
-  config.policy, config.reference = base.policy, base.reference
-  config.data = base.data
+  config.reference, config.data = base.reference, base.data
   config.data.update(prompts=768, held_out=128, batch_size=32)
   config.log.entropy = False
   config.reference.train.update(steps=800, eval_every=800, save_every=400)
