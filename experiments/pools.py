@@ -102,7 +102,7 @@ def drawn(config: Config, cache: Path, task: Task, author: Author) -> Split:
   data, pool = config['data'], config['pool']
   names = ('source', 'prompts', 'held_out', 'max_prompt', 'max_response')
   asked = {name: data[name] for name in names}
-  key = [config['seed'], asked, pool, author.identity]
+  key = [build.data_seed(config), asked, pool, author.identity]
   folder = cache / f'pool-{fingerprint([*key, author.tokenizer.fingerprint])}'
   sizes = (
     ('train', data['prompts'], pool['responses']),
@@ -122,7 +122,7 @@ def _drawn(config, folder, task, author, split, count, k):
     prompts_at_once=max(pool['at_once'] // k, 1),
     controls=Controls(temperature=pool['temperature']),
   )
-  prompts = task.prompts(config['seed'], count, split)
+  prompts = task.prompts(build.data_seed(config), count, split)
   noise = _key(config, _ROLLOUTS, split == 'test')
 
   def write(path: Path, start: int) -> None:
@@ -170,7 +170,7 @@ def _sampler(author: Author, slots: int = 0) -> DecoderSampler:
 
 
 def _key(config, purpose, index):
-  key = jax.random.fold_in(jax.random.key(config['seed']), purpose)
+  key = jax.random.fold_in(jax.random.key(build.data_seed(config)), purpose)
   return jax.random.fold_in(key, index)
 
 
@@ -210,7 +210,7 @@ def continued(
   """
   data, options = config['data'], config['monte_carlo']
   limits = {name: data[name] for name in ('max_prompt', 'max_response')}
-  key = [config['seed'], limits, options, config['pool'], author.identity]
+  key = [build.data_seed(config), limits, options, config['pool'], author.identity]
   key += [author.tokenizer.fingerprint, [record.prompt for record in records]]
   folder = cache / f'continued-{fingerprint(key)}'
   sampler = _sampler(author, slots=max(options['at_once'] // options['samples'], 1))

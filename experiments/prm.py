@@ -6,7 +6,7 @@ python -m experiments.prm --config=experiments/configs/prm/arithmetic.py
 import dataclasses
 from pathlib import Path
 
-from experiments import build, grpo, launch, pools, process_table, sft
+from experiments import build, launch, pools, process_table, sft
 from experiments.build import Config, Split
 from experiments.pools import Author, Pool
 from experiments.process_models import Member, Workshop, members
@@ -43,11 +43,11 @@ def validate(config: Config) -> None:
   """
   if not processes.alone():
     raise InputError('experiments.prm runs in one process.')
-  if not config['policy']['checkpoint']:
-    build.validate(sft.likelihood_config(config))
+  if build.lora(config) is not None:
+    raise InputError('lora.rank must be 0: experiments.prm trains whole models.')
   for member in members(config):
     _check(config, member)
-    build.validate(member.config)
+    sft.validate(member.config)
   process_table.validate(config)
   bench(config)
   pools.segment(config)
@@ -118,15 +118,14 @@ def opened(config: Config, run: Run, cache: Path, clock: PhaseClock) -> Workshop
 
 def _author(config: Config, cache: Path, clock: PhaseClock) -> Author:
   """The policy, from a checkpoint or by maximum likelihood: the models' reference."""
-  model = build.model(config)
-  if config['policy']['checkpoint']:
-    policy = grpo.checkpoint_policy(config, model)
-    tokenizer = build.tokenizer(config, cache, [])
-  else:
-    policy, tokenizer = sft.reference_policy(config, cache, clock, print)
+  policy, tokenizer = sft.reference_policy(config, cache, clock, print)
   policy = build.on_one_device(policy)
-  identity = references.params_fingerprint(policy)
-  return Author(model=model, tokenizer=tokenizer, policy=policy, identity=identity)
+  return Author(
+    model=build.model(config),
+    tokenizer=tokenizer,
+    policy=policy,
+    identity=references.params_fingerprint(policy),
+  )
 
 
 def bench(config: Config) -> dict[str, list[Record]]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from experiments import build, dpo, pools, process_scores, sft
+from experiments.adapted import Trained
 from experiments.build import Config, Split
 from experiments.pools import Author, Continued
 from experiments.process_scores import Steps
@@ -175,8 +176,8 @@ class Workshop:
     start = build.placed(start, step.mesh)
     if not (member.valued or self._checked):
       self._checked = True  # all implicit models start from one policy
-      both = Split(batches, None)
-      setting = dpo.Setting(author.model, author.tokenizer, start, step, both)
+      where = (author.model, author.tokenizer, start, Trained(author.model, start))
+      setting = dpo.Setting(*where, step, Split(batches, None))
       dpo.check_step_zero(setting, lambda text: print(f'{member.name}: {text}'))
     folder = self.folder / member.name
     folder.mkdir(exist_ok=True)
@@ -187,7 +188,7 @@ class Workshop:
       folder=folder,
       clock=self.clock,
       description=member.name,
-      flops=lambda batch: monitor.training_flops(author.model.config, batch),
+      flops=build.flops(member.config),
       peak=monitor.peak_flops(author.model.config.dtype),
       wandb_project=self.config['log']['wandb'] or None,
     )
