@@ -26,7 +26,7 @@ from prefjax.data.records import Record, Skipped
 from prefjax.data.tokenizers import SentencePiece, Tokenizer
 from prefjax.errors import InputError
 from prefjax.models import config as model_configs
-from prefjax.models import decoder, hub, sharding
+from prefjax.models import decoder, sharding
 from prefjax.models import lora as lora_lib
 from prefjax.models.config import DecoderConfig
 from prefjax.models.lora import Lora
@@ -283,19 +283,6 @@ def lora(config: Config) -> Lora | None:
   if not options['rank']:
     return None
   return Lora(**{**options, 'targets': tuple(options['targets'])})
-
-
-def checkpoint(config: Config, mesh: jax.sharding.Mesh | None) -> dict[str, Any]:
-  """The parameters of `policy.checkpoint`, which must be of the config's model.
-
-  Raises:
-    InputError: where it is not there, or is another model.
-  """
-  folder = sources.find(f'{config["policy"]["checkpoint"]}/config.json').parent
-  where = None
-  if mesh is not None:
-    where = functools.partial(sharding.shardings, mesh=mesh)
-  return hub.load(folder, shardings=where, **config['model'])[1]
 
 
 def mesh(config: Config, devices: Any = None) -> jax.sharding.Mesh | None:

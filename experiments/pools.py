@@ -18,6 +18,7 @@ from experiments.build import Config, Model, Split
 from prefjax.data import encoding
 from prefjax.data.records import Record
 from prefjax.data.tokenizers import Tokenizer
+from prefjax.errors import InputError
 from prefjax.rewards.process import Segment, segmenter
 from prefjax.rollout.draws import Controls
 from prefjax.rollout.responses import Writer, left_padded
@@ -50,22 +51,39 @@ class Author:
 
 
 def segment(config: Config) -> Segment:
-  """How responses are cut into steps: as `steps` says, or the task itself."""
-  how = config['steps']['separator']
-  task = build.embedded_task(config['data']['source'])
-  return task.steps if not how and hasattr(task, 'steps') else segmenter(how)
+  """How responses are cut into steps: by the task itself, or as `steps` says.
+
+  Raises:
+    InputError: a task without steps, or one with steps of its own and a separator.
+  """
+  how, source = config['steps']['separator'], config['data']['source']
+  task = build.embedded_task(source)
+  if task is None:
+    return segmenter(how)
+  if not hasattr(task, 'step_labels'):
+    raise InputError(f'data.source={source}: this task has no steps to be rewarded.')
+  if how:
+    raise InputError(f'steps.separator={how!r}: {source} has steps of its own.')
+  return task.steps
 
 
 def read(config: Config) -> Split:
-  """The pools of a source: records with several responses and their labels."""
+  """The pools of a source: records with several responses and their labels.
+
+  Raises:
+    InputError: where no record has labels, or steps cannot be cut.
+  """
   cut = segment(config)
-  found = build.read(config)
-  return Split(
-    *(
-      Pool([with_steps(r, cut) for r in part if isinstance(r, Record) and r.labels])
-      for part in found
-    )
-  )
+  found = []
+  for part in build.read(config):
+    records = [with_steps(r, cut) for r in part if isinstance(r, Record) and r.labels]
+    if not records:
+      raise InputError(
+        f'{config["data"]["source"]} has no labels, which say of each response whether '
+        'it is right.'
+      )
+    found.append(Pool(records))
+  return Split(*found)
 
 
 def with_steps(record: Record, cut: Segment) -> Record:
@@ -82,8 +100,9 @@ def with_steps(record: Record, cut: Segment) -> Record:
 def drawn(config: Config, cache: Path, task: Task, author: Author) -> Split:
   """The policy's responses to a task's prompts, with outcomes and exact step labels."""
   data, pool = config['data'], config['pool']
-  limits = {name: data[name] for name in ('max_prompt', 'max_response')}
-  key = [data['source'], config['seed'], limits, pool, author.identity]
+  names = ('source', 'prompts', 'held_out', 'max_prompt', 'max_response')
+  asked = {name: data[name] for name in names}
+  key = [config['seed'], asked, pool, author.identity]
   folder = cache / f'pool-{fingerprint([*key, author.tokenizer.fingerprint])}'
   sizes = (
     ('train', data['prompts'], pool['responses']),

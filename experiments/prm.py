@@ -13,6 +13,7 @@ from experiments.process_models import Member, Workshop, members
 from prefjax.data import solutions
 from prefjax.data.records import Record
 from prefjax.errors import InputError
+from prefjax.models import decoder
 from prefjax.rewards import outcomes
 from prefjax.training import processes
 from prefjax.training import reference as references
@@ -49,8 +50,9 @@ def validate(config: Config) -> None:
     build.validate(member.config)
   process_table.validate(config)
   bench(config)
+  pools.segment(config)
   if build.embedded_task(config['data']['source']) is None:
-    pools.read(config)
+    process_table.pooled(config, pools.read(config).held_out.records)
 
 
 def _check(config: Config, member: Member) -> None:
@@ -70,11 +72,16 @@ def _check(config: Config, member: Member) -> None:
         f'prms.{member.name}.{key} must be one of {list(known)}, got {got!r}.'
       )
   task = build.embedded_task(config['data']['source'])
-  if member.labels in ('hard', 'soft') and task is None:
-    raise InputError(
-      f'prms.{member.name}.labels={member.labels} need a verifier of continuations, '
-      'which data that is read does not have.'
-    )
+  if member.labels in ('hard', 'soft'):
+    if task is None:
+      raise InputError(
+        f'prms.{member.name}.labels={member.labels} need a verifier of continuations, '
+        'which data that is read does not have.'
+      )
+    data = config['data']
+    # A continuation may be as long as a response, whatever stands before it.
+    longest = data['max_prompt'] + 2 * data['max_response']
+    decoder.check_positions(build.model(config).config, longest)
 
 
 def opened(config: Config, run: Run, cache: Path, clock: PhaseClock) -> Workshop:

@@ -69,7 +69,7 @@ class Workshop:
 
   Attributes:
     learnt: the records that models learn from.
-    judged: records by pool, whose steps every model scores.
+    judged: records whose steps every model scores: the `pool`, and a bench if any.
     sampling: FLOPs that the records to learn from have cost.
   """
 
@@ -139,6 +139,10 @@ class Workshop:
     with self.clock('rollout'):
       return pools.continued(*where, self.learnt)
 
+  @functools.cached_property
+  def _judged(self) -> dict[str, Prepared]:
+    return {name: self._prepared(records) for name, records in self.judged.items()}
+
   def _prepared(self, records) -> Prepared:
     tokenizer, data = self.author.tokenizer, self.config['data']
     limits = {name: data[name] for name in ('max_prompt', 'max_response')}
@@ -194,7 +198,7 @@ class Workshop:
   def _scores(self, member, name, params, directory) -> Steps:
     if params is None:
       return process_scores.load(directory)
-    batches = self._referred(member, self._prepared(self.judged[name]))
+    batches = self._referred(member, self._judged[name])
     beta = member.config['objective'].get('beta', 1.0)
     with self.clock('evaluate'):
       return process_scores.stored(
@@ -213,7 +217,7 @@ class Workshop:
 
   def _scoring_flops(self, member) -> float:
     """Of one response: the model's forward, and the reference's where it has one."""
-    data = self._prepared(next(iter(self.judged.values())))
+    data = self._judged['pool']
     config, responses = self.author.model.config, (data.response_length > 0).sum()
     total = monitor.forward_flops(config, data.prompt_length, data.response_length)
     return (1 if member.valued else 2) * total / int(responses)

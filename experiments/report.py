@@ -47,6 +47,7 @@ def write(folders: Sequence[Path], out: Path) -> Path:
   arms = runs.arms(folders)
   asked = [_asked(folder) for folder in folders]
   path = asked[0].get('path', '') if len(asked) == 1 else ''
+  path = path if Path(path).is_file() else ''
   metric = getattr(points.load(path), 'METRIC', '') if path else ''
   if Path(path) not in reproduction.ablations():
     title = f'Runs {", ".join(folder.name for folder in folders)}'

@@ -10,7 +10,7 @@ from typing import Any
 
 import jax
 
-from experiments import build, launch
+from experiments import build, launch, published
 from experiments.build import Config
 from prefjax.data.tokenizers import Tokenizer
 from prefjax.errors import InputError
@@ -114,7 +114,7 @@ def reference_policy(
   named = config['reference']['workdir']
   if config['policy']['checkpoint']:
     with clock('reference'):
-      params = build.checkpoint(config, build.mesh(config))
+      params = published.checkpoint(config, build.mesh(config))
     return params, build.tokenizer(config, cache, [])
   folder = Path(named) if named else cache / f'reference-{_identity(own)}'
   if named and not (folder / 'DONE').exists():
@@ -133,11 +133,11 @@ def validate(config: Config) -> None:
     InputError: naming the key.
   """
   build.validate(config)
-  published = config['policy']['checkpoint']
-  if not published:
+  name = config['policy']['checkpoint']
+  if not name:
     build.validate(likelihood_config(config))
   elif not config['tokenizer']['path']:
-    raise InputError(f'policy.checkpoint={published} needs its tokenizer.path.')
+    raise InputError(f'policy.checkpoint={name} needs its tokenizer.path.')
 
 
 def likelihood_config(config: Config) -> dict[str, Any]:

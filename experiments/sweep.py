@@ -33,7 +33,7 @@ from prefjax.training import metrics
 from prefjax.training.monitor import Compilations
 from prefjax.training.workdir import fingerprint, open_run, replacing, write_json
 
-EXPERIMENTS = ('sft', 'dpo', 'rm', 'grpo', 'tabular')
+EXPERIMENTS = ('sft', 'dpo', 'rm', 'grpo', 'sppo', 'prm', 'tabular')
 
 _EXPERIMENT = flags.DEFINE_enum('experiment', None, EXPERIMENTS, 'Loop of the trials.')
 _STORAGE = flags.DEFINE_string(
@@ -175,8 +175,7 @@ def space(sweep: Sweep) -> dict[str, tuple[Any, ...]]:
 
 def spread(jobs: int) -> None:
   """The same command in `jobs` processes, the cores dealt among them."""
-  command = [sys.executable, '-m', 'experiments.sweep', *sys.argv[1:]]
-  command += ['--jobs=1', '--worker']
+  command = [*sys.orig_argv, '--jobs=1', '--worker']
   cores = sorted(os.sched_getaffinity(0))
   workers = []
   signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))

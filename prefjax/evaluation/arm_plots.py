@@ -25,6 +25,9 @@ _AXES = {
   'eval/reward': 'held-out reward (unit of the task)',
   'eval/response_length': 'length of held-out responses (tokens)',
   'eval/loss': 'held-out loss (unit of the objective)',
+  'win_rate/3_0': 'win rate of the third iterate against the base',
+  'gap/3': 'duality gap of the third iterate (0 at a von Neumann winner)',
+  'length/3': 'length of the third iterate (tokens)',
 }
 
 Drawn = tuple[bytes, str, str]  # PNG, what it is, caption

@@ -1,6 +1,8 @@
 """Every config: its smoke runs, and its full shape can be built."""
 
+import json
 from pathlib import Path
+import shlex
 
 import jax
 import ml_collections as mlc
@@ -94,7 +96,7 @@ def test_a_full_config_has_a_shape_and_valid_numbers(path):
 def test_every_point_of_an_ablation_is_a_valid_config(path, variant):
   module = points.load(str(path))
   found = points.points(module, variant)
-  assert len({point.label for point in found}) > 2
+  assert len({point.label for point in found}) > 1
   for point in found:
     config = point.config.to_dict()
     build.objective(config), build.optimizer(config), build.plan(config)
@@ -118,16 +120,15 @@ def test_the_page_of_reproductions_is_what_the_results_say():
 @pytest.mark.slow
 @pytest.mark.parametrize('path', reproduction.ablations(), ids=str)
 def test_the_smoke_of_an_ablation(command, cache, tmp_path, path):
-  experiment = path.parent.parent.name
-  result = command(
-    'sweep',
-    f'--experiment={experiment}',
-    f'--config={path}:smoke',
-    f'--workdir={tmp_path}/sweep',
-    f'--cache={cache}',
-  )
+  """Its last point; that all of a sweep run is test_sweep's."""
+  name = path.parent.parent.name
+  *_, last = points.points(points.load(str(path)), 'smoke')
+  folders = (f'--workdir={tmp_path}/run', f'--cache={cache}')
+  line = points.command(name, str(path), last, {}, folders)
+  result = command(name, *shlex.split(line)[3:])
   assert result.code == 0, result.err
-  assert (tmp_path / 'sweep' / 'report' / 'index.html').exists()
+  metric = points.load(str(path)).METRIC
+  assert metric in json.loads((tmp_path / 'run' / 'DONE').read_text())
 
 
 @pytest.mark.slow

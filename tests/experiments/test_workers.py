@@ -1,4 +1,4 @@
-"""Two workers on one PostgreSQL study: they split the trials, and one is killed."""
+"""Workers side by side, on one machine or on one PostgreSQL: one of them is killed."""
 
 import contextlib
 import os
@@ -77,14 +77,14 @@ def database():
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def start(folder, url):
+def start(folder, *flags):
   script, config = folder / 'worker.py', folder / 'swept.py'
   script.write_text(EXPERIMENT), config.write_text(CONFIG)
   path = os.pathsep.join(map(str, (Path.cwd(), Path.cwd() / 'tests')))
   return subprocess.Popen(
     [
       *(sys.executable, script, '--experiment=dpo', f'--config={config}'),
-      *(f'--storage={url}', '--heartbeat=1'),
+      *('--heartbeat=1', *flags),
       *(f'--workdir={folder}/sweep', f'--cache={folder}/cache'),
     ],
     env=environment() | {'PYTHONPATH': path},
@@ -102,23 +102,52 @@ def running(url):
     return cursor.fetchone()[0]
 
 
+def done(folder):
+  return len(list((folder / 'sweep' / runs.TRIALS).glob('*/DONE')))
+
+
+def wait_for(ready, *processes):
+  deadline = time.monotonic() + 120
+  while not ready():
+    assert time.monotonic() < deadline
+    for process in processes:
+      assert process.poll() is None, process.stdout.read()
+    time.sleep(0.02)
+
+
+def ended_once(folder):
+  """The trials that ended: each point once, and what was lost a second time begun."""
+  rows = listed(folder / 'sweep')
+  ended = [row for row in rows if row['state'] == 'COMPLETE']
+  assert len({row['name'] for row in ended}) == len(ended) == 9
+  (lost,) = (row for row in rows if row['state'] == 'FAIL')
+  (again,) = (row for row in ended if row['name'] == lost['name'])
+  assert again['starts'] == 1
+  return ended
+
+
 @pytest.mark.slow
 def test_two_workers_split_the_trials_and_one_is_killed(tmp_path, database):
-  workers = [start(tmp_path, database) for _ in range(2)]
-  trials = tmp_path / 'sweep' / runs.TRIALS
-  deadline = time.monotonic() + 120
-  while len(list(trials.glob('*/DONE'))) < 2 or running(database) < 2:
-    assert time.monotonic() < deadline
-    assert all(worker.poll() is None for worker in workers)
-    time.sleep(0.02)
+  workers = [start(tmp_path, f'--storage={database}') for _ in range(2)]
+  wait_for(lambda: done(tmp_path) >= 2 and running(database) == 2, *workers)
   workers[0].send_signal(signal.SIGKILL)  # in the middle of a trial
   out, _ = workers[1].communicate(timeout=120)
   assert workers[1].returncode == 0, out
   workers[0].communicate()
-  rows = listed(tmp_path / 'sweep')
-  done = [row for row in rows if row['state'] == 'COMPLETE']
-  assert len({row['name'] for row in done}) == len(done) == 9  # none twice
-  (lost,) = (row for row in rows if row['state'] == 'FAIL')
-  (again,) = (row for row in done if row['name'] == lost['name'])
-  assert again['starts'] == 1
-  assert {row['process'] for row in done} == {worker.pid for worker in workers}
+  ended = ended_once(tmp_path)
+  assert {row['process'] for row in ended} == {worker.pid for worker in workers}
+
+
+@pytest.mark.slow
+def test_jobs_side_by_side_of_which_one_is_killed(tmp_path):
+  parent = start(tmp_path, '--jobs=2')
+  wait_for(lambda: done(tmp_path) >= 2, parent)
+  children = Path(f'/proc/{parent.pid}/task/{parent.pid}/children').read_text().split()
+  time.sleep(0.5)  # into the middle of a trial, of a second each
+  os.kill(int(children[0]), signal.SIGKILL)
+  out, _ = parent.communicate(timeout=120)
+  assert parent.returncode == 1 and '-9' in out
+  out, _ = start(tmp_path).communicate(timeout=120)
+  assert 'report:' in out
+  ended = ended_once(tmp_path)
+  assert {str(row['process']) for row in ended} == set(children)
