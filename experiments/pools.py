@@ -13,8 +13,9 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from experiments import build
-from experiments.build import Config, Model, Split
+from experiments import corpus
+from experiments.build import Config, Model
+from experiments.corpus import Split
 from prefjax.data import encoding
 from prefjax.data.records import Record
 from prefjax.data.tokenizers import Tokenizer
@@ -52,14 +53,14 @@ class Author:
 def segment(config: Config) -> Segment:
   """How responses are cut into steps: as `steps` says, or the task itself."""
   how = config['steps']['separator']
-  task = build.embedded_task(config['data']['source'])
+  task = corpus.embedded_task(config['data']['source'])
   return task.steps if not how and hasattr(task, 'steps') else segmenter(how)
 
 
 def read(config: Config) -> Split:
   """The pools of a source: records with several responses and their labels."""
   cut = segment(config)
-  found = build.read(config)
+  found = corpus.read(config)
   return Split(
     *(
       Pool([with_steps(r, cut) for r in part if isinstance(r, Record) and r.labels])
