@@ -13,8 +13,9 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from experiments import build
-from experiments.build import Config, Model, Split
+from experiments import corpus
+from experiments.build import Config, Model
+from experiments.corpus import Split
 from prefjax.data import encoding
 from prefjax.data.records import Record
 from prefjax.data.tokenizers import Tokenizer
@@ -57,7 +58,7 @@ def segment(config: Config) -> Segment:
     InputError: a task without steps, or one with steps of its own and a separator.
   """
   how, source = config['steps']['separator'], config['data']['source']
-  task = build.embedded_task(source)
+  task = corpus.embedded_task(source)
   if task is None:
     return segmenter(how)
   if not hasattr(task, 'step_labels'):
@@ -75,7 +76,7 @@ def read(config: Config) -> Split:
   """
   cut = segment(config)
   found = []
-  for part in build.read(config):
+  for part in corpus.read(config):
     records = [with_steps(r, cut) for r in part if isinstance(r, Record) and r.labels]
     if not records:
       raise InputError(
