@@ -5,7 +5,7 @@
 
 The config says what is swept (`experiments/points.py`). Trials lie in an Optuna study:
 in the sweep's folder, or in a database that workers on any number of machines share,
-each started with the same command and `--storage=postgresql+psycopg://...`. Started
+each started with the same command and `--storage=postgresql://...`. Started
 again, a sweep goes on; a trial that fails is recorded with its error, and the rest go
 on. All trials share what lies in `--cache`, and those of one process what it compiled.
 """
@@ -142,35 +142,9 @@ def trials(sweep: Sweep) -> list[dict[str, Any]]:
   if sweep.search:
     return [{'name': f'trial{i:04d}'} for i in range(sweep.search['trials'])]
   return [
-    {'name': one.name, 'label': one.label, 'params': _numbers(one)}
+    {'name': one.name, 'label': one.label, 'params': points.numbers(one)}
     for one in sweep.points.values()
   ]
-
-
-def _numbers(one: Point) -> dict[str, Any]:
-  return {
-    key: value
-    for key, value in one.overrides.items()
-    if isinstance(value, int | float) and not isinstance(value, bool)
-  }
-
-
-def space(sweep: Sweep) -> dict[str, tuple[Any, ...]]:
-  """The declared space, or the range of what the points have chosen."""
-  if sweep.search:
-    return sweep.search['space']
-  values: dict[str, list[Any]] = {}
-  for one in sweep.points.values():
-    for key, value in _numbers(one).items():
-      values.setdefault(key, []).append(value)
-  return {
-    key: (
-      'int' if all(isinstance(x, int) for x in found) else 'uniform',
-      min(found),
-      max(found),
-    )
-    for key, found in values.items()
-  }
 
 
 def spread(jobs: int) -> None:
@@ -207,27 +181,12 @@ def work(sweep: Sweep, queue: Queue) -> None:
 
 def run_trial(sweep: Sweep, queue: Queue, claim: Claim) -> None:
   """Runs one trial and tells the study how it ended."""
-  trial, one = claim.trial, chosen(sweep, claim.trial)
-  told: dict[str, Any] = {}
-  compiled, began = Compilations(), time.perf_counter()
+  trial, compiled, began = claim.trial, Compilations(), time.perf_counter()
   try:
-    summary = _run(sweep, trial, one)
-    told['summary'] = {k: v for k, v in summary.items() if isinstance(v, int | float)}
-    if sweep.metric not in summary:
-      raise TrainingError(
-        f'The run has no {sweep.metric}, the METRIC of {sweep.path}; it has '
-        f'{", ".join(summary)}.'
-      )
-    ended = {'values': float(summary[sweep.metric])}
-  except TrialPruned as pruned:
-    ended, told['pruned'] = {'state': TrialState.PRUNED}, str(pruned)
+    ended, told = _outcome(sweep, trial)
   except (Preempted, KeyboardInterrupt):
     queue.give_back(claim)
     raise
-  except (InputError, TrainingError) as error:
-    ended, told['error'] = {'state': TrialState.FAIL}, str(error)
-  except Exception:
-    ended, told['error'] = {'state': TrialState.FAIL}, traceback.format_exc()
   finally:
     compiled.stop()
   told['seconds'] = round(time.perf_counter() - began, 1)
@@ -236,20 +195,43 @@ def run_trial(sweep: Sweep, queue: Queue, claim: Claim) -> None:
   for key, value in told.items():
     trial.set_user_attr(key, value)
   queue.study.tell(trial, **ended)
-  _say(queue, one, told, ended)
+  _say(queue, trial.user_attrs['name'], told, ended)
+
+
+def _outcome(sweep: Sweep, trial: Trial) -> tuple[dict[str, Any], dict[str, Any]]:
+  """Runs a trial: what the study is told of its end, and its attributes."""
+  try:
+    summary = _run(sweep, trial, chosen(sweep, trial))
+    if sweep.metric not in summary:
+      raise TrainingError(
+        f'The run has no {sweep.metric}, the METRIC of {sweep.path}; it has '
+        f'{", ".join(summary)}.'
+      )
+  except TrialPruned as pruned:
+    return {'state': TrialState.PRUNED}, {'pruned': str(pruned)}
+  except (InputError, TrainingError) as error:
+    return {'state': TrialState.FAIL}, {'error': str(error)}
+  except Preempted:
+    raise
+  except Exception:
+    return {'state': TrialState.FAIL}, {'error': traceback.format_exc()}
+  numbers = {k: v for k, v in summary.items() if isinstance(v, int | float)}
+  return {'values': float(summary[sweep.metric])}, {'summary': numbers}
 
 
 def chosen(sweep: Sweep, trial: Trial) -> Point:
   """The point of a trial."""
   name = trial.user_attrs['name']
-  if sweep.points:
-    one = sweep.points[name]
-    study.suggest(trial, {k: v for k, v in space(sweep).items() if k in one.overrides})
-    return one
-  given = study.suggest(trial, space(sweep))
-  one = points.point(sweep.module, given, sweep.variant, sweep.changed)
-  trial.set_user_attr('label', one.label)
-  return one._replace(name=name)
+  if sweep.search:
+    given = study.suggest(trial, sweep.search['space'])
+    one = points.point(sweep.module, given, sweep.variant, sweep.changed)
+    trial.set_user_attr('label', one.label)
+    return one._replace(name=name)
+  if name not in sweep.points:
+    raise InputError(f'sweep() of {sweep.path} has this point no longer.')
+  one, ranges = sweep.points[name], points.ranges(sweep.points.values())
+  study.suggest(trial, {key: ranges[key] for key in points.numbers(one)})
+  return one
 
 
 def _run(sweep: Sweep, trial: Trial, one: Point) -> dict[str, Any]:
@@ -277,11 +259,11 @@ def _command(sweep: Sweep, one: Point) -> str:
   return points.command(sweep.experiment, sweep.path, one, sweep.changed, folders)
 
 
-def _say(queue, one, told, ended):
+def _say(queue, name, told, ended):
   done = sum(trial.state.is_finished() for trial in queue.trials())
   how = ended.get('values', told.get('pruned') or 'FAILED')
   print(
-    f'{done}/{len(queue.trials())} {one.name}: {how} '
+    f'{done}/{len(queue.trials())} {name}: {how} '
     f'({told["seconds"]:.0f} s, {told["compilations"]} compilations)',
     flush=True,
   )
