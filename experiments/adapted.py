@@ -41,8 +41,16 @@ def trained(config: Config, model: Model, params: Any, mesh: Any) -> Trained:
     return Trained(model, params)
   key = jax.random.fold_in(jax.random.key(config['seed']), _PURPOSE)
   adapters = lora_lib.initial_params(model.config, lora, key)
-  adapted = model._replace(
+  adapted = with_adapters(config, model)
+  return Trained(adapted, build.placed(adapters, mesh), params, lora)
+
+
+def with_adapters(config: Config, model: Model) -> Model:
+  """The model on base and adapters joined; as it is, where a config has none."""
+  lora = build.lora(config)
+  if lora is None:
+    return model
+  return model._replace(
     graph=lora_lib.create(model.config, lora)[0],
     forward=lora_lib.forward(model.config, lora),
   )
-  return Trained(adapted, build.placed(adapters, mesh), params, lora)

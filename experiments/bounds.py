@@ -7,10 +7,11 @@ import jax
 import jaxlib
 import numpy as np
 
+from experiments import build
 from experiments.build import Config
 from experiments.compiled import Program, Shapes, bytes_here
+from prefjax.data.pipeline import assemble
 from prefjax.models.sharding import AXES
-from prefjax.training import monitor
 from prefjax.training.chips import Chip
 
 _GIB = 2**30
@@ -38,19 +39,22 @@ class Plan(NamedTuple):
   @property
   def state(self) -> dict[str, int]:
     """Bytes a device of what lives through the run."""
-    state = self.shapes.state
-    return {
-      'parameters': bytes_here(state['params']),
-      'optimiser state': bytes_here(state['optimizer']),
-      'parameters that it began with': bytes_here(state['params']),
-    }
+    state, frozen = self.shapes.state, self.shapes.frozen
+    trained = bytes_here(state['params'])
+    sizes = {'parameters': trained, 'optimiser state': bytes_here(state['optimizer'])}
+    if frozen is None:
+      return sizes | {'parameters that it began with': trained}
+    # The frozen base is the reference, and begins with itself.
+    return sizes | {'frozen parameters': bytes_here(frozen)}
 
   def beside(self, name: str) -> int:
     """Bytes a device of state that a program does not take, but that is there."""
-    state = self.state
-    taken = ('update', 'apply')
-    moments = 0 if name in taken else state['optimiser state']
-    return moments + state['parameters that it began with']
+    taken = {'parameters', 'frozen parameters'}
+    if name in ('update', 'apply'):
+      taken.add('optimiser state')
+    if name == 'apply':
+      taken.remove('frozen parameters')
+    return sum(size for key, size in self.state.items() if key not in taken)
 
   def peak(self, name: str) -> int | None:
     """Bytes a device while a program runs; None where it does not fit."""
@@ -75,9 +79,12 @@ class Plan(NamedTuple):
   @property
   def flops(self) -> float:
     """Of one update, on all devices, without what is computed again."""
-    return self.shapes.micro_batches * monitor.training_flops(
-      self.shapes.model.config, _Full(*self.shapes.cell)
+    cell = self.shapes.cell
+    full = assemble([None] * cell.p, cell, pairs=0).replace(
+      prompt_length=np.full(cell.p, cell.l),
+      response_length=np.full((cell.p, cell.k), cell.t),
     )
+    return self.shapes.micro_batches * build.flops(self.config)(full)
 
   @property
   def received(self) -> float | None:
@@ -97,7 +104,7 @@ class Plan(NamedTuple):
     shape = self.shapes.model.config
     mesh = self.shapes.step.mesh
     parts = 1 if mesh is None else mesh.shape['tensor']
-    leaves = jax.tree.leaves(self.shapes.state['params'])
+    leaves = jax.tree.leaves((self.shapes.state['params'], self.shapes.frozen))
     once = sum(leaf.size for leaf in leaves) * jax.numpy.dtype(shape.dtype).itemsize
     passes = 2 + _RECOMPUTED[shape.remat]
     kept = self.state['parameters'] + self.state['optimiser state']
@@ -239,11 +246,3 @@ class Plan(NamedTuple):
       f'| {self.topology} | {self.chips} | {prompts} | {peak:.2f} | {sent} | '
       f'{bound:.3f} | {speed:.0f} |'
     )
-
-
-class _Full:
-  """The lengths of a cell whose rows are all full: what FLOPs are counted on."""
-
-  def __init__(self, p: int, k: int, l: int, t: int):
-    self.prompt_length = np.full(p, l)
-    self.response_length = np.full((p, k), t)

@@ -9,12 +9,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import build, rollouts
+from experiments import adapted, build, samplers
 from experiments.build import Config, Model
 from prefjax.data.buckets import Cell
 from prefjax.data.pipeline import assemble
 from prefjax.errors import InputError
 from prefjax.models import decoder, heads, sharding
+from prefjax.models import lora as lora_lib
 from prefjax.rollout import decoding
 from prefjax.training import hlo
 from prefjax.training import mesh as meshes
@@ -45,6 +46,7 @@ class Shapes(NamedTuple):
   step: Step
   model: Model
   state: Any  # shapes of the training state, where they lie
+  frozen: Any  # of what is not trained, or None
   cell: Cell  # of all data shards together
   micro_batches: int
   batch: Any
@@ -52,25 +54,26 @@ class Shapes(NamedTuple):
 
 def shapes(config: Config, mesh: jax.sharding.Mesh | None) -> Shapes:
   """The longest micro-batch of a config and the state that it updates."""
-  model = build.model(config)
-  online = isinstance(build.plan(config), OnlinePlan)
-  objective = build.objective(config)
-  if objective.needs & {'values', 'scores'}:
+  model = adapted.with_adapters(config, build.model(config))
+  if build.objective(config).needs & {'values', 'scores'}:
     model = model._replace(forward=heads.forward(model.forward))
   step = build.step(config, model, mesh)
   cell, count = _cell(config, meshes.data_shards(mesh))
-  batch = laid(_batch(config, step, cell, online), mesh, meshes.batch_shardings)
-  return Shapes(step, model, _state(model, step), cell, count, batch)
+  batch = laid(_batch(config, step, cell), mesh, meshes.batch_shardings)
+  state, frozen = _state(config, model, step)
+  return Shapes(step, model, state, frozen, cell, count, batch)
 
 
-def _state(model, step):
-  needs = step.objective.needs
+def _state(config, model, step):
+  lora = build.lora(config)
 
   def create(key):
-    params = decoder.initial_params(model.config, key)
-    if needs & {'values', 'scores'}:
-      params = heads.with_scalar(params, model.config.width)
-    return initial_state(params, step.optimizer)
+    base = decoder.initial_params(model.config, key)
+    trained = base if lora is None else lora_lib.initial_params(model.config, lora, key)
+    if step.objective.needs & {'values', 'scores'}:
+      trained = heads.with_scalar(trained, model.config.width)
+    state = initial_state(trained, step.optimizer)
+    return state, None if lora is None else base
 
   return laid(jax.eval_shape(create, jax.random.key(0)), step.mesh)
 
@@ -112,8 +115,9 @@ def _cell(config: Config, shards: int) -> tuple[Cell, int]:
   return cell, groups * -(-prompts // cell.p)
 
 
-def _batch(config, step, cell, online) -> Any:
+def _batch(config, step, cell) -> Any:
   """A micro-batch in which the objective finds all that it reads."""
+  online = isinstance(build.plan(config), OnlinePlan)
   needs, k = step.objective.needs, cell.k
   pairs = k * (k - 1) // 2 if 'pairs' in needs and not online else 0
   batch = assemble([None] * cell.p, cell, pairs=pairs)
@@ -137,14 +141,16 @@ def _batch(config, step, cell, online) -> Any:
 def update(found: Shapes) -> dict[str, Program]:
   """The programs of an update: one, or accumulation and application."""
   step, state, batch = found.step, found.state, found.batch
+  frozen = found.frozen
   numbers = laid(hyper(step.objective, step.optimizer), None)
   if found.micro_batches == 1:
-    return {'update': _program(step._fused, state, batch, numbers)}
+    return {'update': _program(step._fused, frozen, state, batch, numbers)}
   params = state['params']
   weight = step._weigh.shapes(batch, numbers)
-  carry = step._start.shapes(params, batch, weight, numbers)
+  carry = step._start.shapes(frozen, params, batch, weight, numbers)
+  given = (carry, frozen, params, batch, weight, numbers)
   return {
-    'accumulate': _program(step._accumulate, carry, params, batch, weight, numbers),
+    'accumulate': _program(step._accumulate, *given),
     'apply': _program(step._apply, state, carry, numbers),
   }
 
@@ -152,9 +158,10 @@ def update(found: Shapes) -> dict[str, Program]:
 def rollout(config: Config, found: Shapes) -> dict[str, Program]:
   """The programs of a rollout: all its prompts, and a block of tokens."""
   mesh, size, data = found.step.mesh, config['rollout'], config['data']
-  drawer = rollouts.decoder_sampler(config, found.model, mesh, (0,), 0)
-  controls = rollouts.controls(config)
-  params, numbers = heads.trunk(found.state['params']), laid(controls.numbers(), None)
+  drawer = samplers.decoder_sampler(config, found.model, mesh, (0,), 0)
+  controls = samplers.controls(config)
+  params = heads.trunk(lora_lib.joined(found.frozen, found.state['params']))
+  numbers = laid(controls.numbers(), None)
   new = jax.eval_shape(
     partial(_admission, size['slots'] or size['prompts'], data['max_prompt'])
   )

@@ -6,12 +6,11 @@ python -m experiments.export --run=runs/dpo/sentiment --to=exported
 import json
 from pathlib import Path
 import shutil
-import sys
 from typing import Any
 
-from absl import app, flags
+from absl import flags
 
-from experiments import build, sft
+from experiments import build, launch, sft
 from prefjax.data import sources
 from prefjax.errors import InputError
 from prefjax.models import config as model_configs
@@ -65,18 +64,13 @@ _FROM = flags.DEFINE_string('run', None, 'Folder of a finished run.')
 _TO = flags.DEFINE_string('to', None, 'Folder that the model is written to.')
 
 
-def main(argv: list[str]) -> None:
-  """Exports the run in --run to --to; what is wrong ends in one paragraph, code 2."""
-  del argv
-  try:
-    if not _FROM.value or not _TO.value:
-      raise InputError('Give a finished run as --run and a folder as --to.')
-    export(Path(_FROM.value), Path(_TO.value))
-  except InputError as error:
-    print(f'prefjax: {error}', file=sys.stderr)
-    sys.exit(2)
+def main(arguments: list[str]) -> None:
+  """Exports the run in --run to --to."""
+  if arguments or not _FROM.value or not _TO.value:
+    raise InputError('Give a finished run as --run and a folder as --to.')
+  export(Path(_FROM.value), Path(_TO.value))
   print(f'exported to {_TO.value}')
 
 
 if __name__ == '__main__':
-  app.run(main)
+  launch.command(main)

@@ -13,11 +13,13 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from experiments import build
-from experiments.build import Config, Model, Split
+from experiments import corpus
+from experiments.build import Config, Model
+from experiments.corpus import Split
 from prefjax.data import encoding
 from prefjax.data.records import Record
 from prefjax.data.tokenizers import Tokenizer
+from prefjax.errors import InputError
 from prefjax.rewards.process import Segment, segmenter
 from prefjax.rollout.draws import Controls
 from prefjax.rollout.responses import Writer, left_padded
@@ -50,22 +52,39 @@ class Author:
 
 
 def segment(config: Config) -> Segment:
-  """How responses are cut into steps: as `steps` says, or the task itself."""
-  how = config['steps']['separator']
-  task = build.embedded_task(config['data']['source'])
-  return task.steps if not how and hasattr(task, 'steps') else segmenter(how)
+  """How responses are cut into steps: by the task itself, or as `steps` says.
+
+  Raises:
+    InputError: a task without steps, or one with steps of its own and a separator.
+  """
+  how, source = config['steps']['separator'], config['data']['source']
+  task = corpus.embedded_task(source)
+  if task is None:
+    return segmenter(how)
+  if not hasattr(task, 'step_labels'):
+    raise InputError(f'data.source={source}: this task has no steps to be rewarded.')
+  if how:
+    raise InputError(f'steps.separator={how!r}: {source} has steps of its own.')
+  return task.steps
 
 
 def read(config: Config) -> Split:
-  """The pools of a source: records with several responses and their labels."""
+  """The pools of a source: records with several responses and their labels.
+
+  Raises:
+    InputError: where no record has labels, or steps cannot be cut.
+  """
   cut = segment(config)
-  found = build.read(config)
-  return Split(
-    *(
-      Pool([with_steps(r, cut) for r in part if isinstance(r, Record) and r.labels])
-      for part in found
-    )
-  )
+  found = []
+  for part in corpus.read(config):
+    records = [with_steps(r, cut) for r in part if isinstance(r, Record) and r.labels]
+    if not records:
+      raise InputError(
+        f'{config["data"]["source"]} has no labels, which say of each response whether '
+        'it is right.'
+      )
+    found.append(Pool(records))
+  return Split(*found)
 
 
 def with_steps(record: Record, cut: Segment) -> Record:
@@ -82,8 +101,9 @@ def with_steps(record: Record, cut: Segment) -> Record:
 def drawn(config: Config, cache: Path, task: Task, author: Author) -> Split:
   """The policy's responses to a task's prompts, with outcomes and exact step labels."""
   data, pool = config['data'], config['pool']
-  limits = {name: data[name] for name in ('max_prompt', 'max_response')}
-  key = [data['source'], config['seed'], limits, pool, author.identity]
+  names = ('source', 'prompts', 'held_out', 'max_prompt', 'max_response')
+  asked = {name: data[name] for name in names}
+  key = [corpus.data_seed(config), asked, pool, author.identity]
   folder = cache / f'pool-{fingerprint([*key, author.tokenizer.fingerprint])}'
   sizes = (
     ('train', data['prompts'], pool['responses']),
@@ -103,7 +123,7 @@ def _drawn(config, folder, task, author, split, count, k):
     prompts_at_once=max(pool['at_once'] // k, 1),
     controls=Controls(temperature=pool['temperature']),
   )
-  prompts = task.prompts(config['seed'], count, split)
+  prompts = task.prompts(corpus.data_seed(config), count, split)
   noise = _key(config, _ROLLOUTS, split == 'test')
 
   def write(path: Path, start: int) -> None:
@@ -151,7 +171,7 @@ def _sampler(author: Author, slots: int = 0) -> DecoderSampler:
 
 
 def _key(config, purpose, index):
-  key = jax.random.fold_in(jax.random.key(config['seed']), purpose)
+  key = jax.random.fold_in(jax.random.key(corpus.data_seed(config)), purpose)
   return jax.random.fold_in(key, index)
 
 
@@ -191,7 +211,7 @@ def continued(
   """
   data, options = config['data'], config['monte_carlo']
   limits = {name: data[name] for name in ('max_prompt', 'max_response')}
-  key = [config['seed'], limits, options, config['pool'], author.identity]
+  key = [corpus.data_seed(config), limits, options, config['pool'], author.identity]
   key += [author.tokenizer.fingerprint, [record.prompt for record in records]]
   folder = cache / f'continued-{fingerprint(key)}'
   sampler = _sampler(author, slots=max(options['at_once'] // options['samples'], 1))

@@ -6,13 +6,15 @@ python -m experiments.prm --config=experiments/configs/prm/arithmetic.py
 import dataclasses
 from pathlib import Path
 
-from experiments import build, grpo, launch, pools, process_table, sft
-from experiments.build import Config, Split
+from experiments import build, corpus, launch, pools, process_table, sft
+from experiments.build import Config
+from experiments.corpus import Split
 from experiments.pools import Author, Pool
 from experiments.process_models import Member, Workshop, members
 from prefjax.data import solutions
 from prefjax.data.records import Record
 from prefjax.errors import InputError
+from prefjax.models import decoder
 from prefjax.rewards import outcomes
 from prefjax.training import processes
 from prefjax.training import reference as references
@@ -42,15 +44,16 @@ def validate(config: Config) -> None:
   """
   if not processes.alone():
     raise InputError('experiments.prm runs in one process.')
-  if not config['policy']['checkpoint']:
-    build.validate(sft.likelihood_config(config))
+  if build.lora(config) is not None:
+    raise InputError('lora.rank must be 0: experiments.prm trains whole models.')
   for member in members(config):
     _check(config, member)
-    build.validate(member.config)
+    sft.validate(member.config)
   process_table.validate(config)
   bench(config)
-  if build.embedded_task(config['data']['source']) is None:
-    pools.read(config)
+  pools.segment(config)
+  if corpus.embedded_task(config['data']['source']) is None:
+    process_table.pooled(config, pools.read(config).held_out.records)
 
 
 def _check(config: Config, member: Member) -> None:
@@ -69,18 +72,23 @@ def _check(config: Config, member: Member) -> None:
       raise InputError(
         f'prms.{member.name}.{key} must be one of {list(known)}, got {got!r}.'
       )
-  task = build.embedded_task(config['data']['source'])
-  if member.labels in ('hard', 'soft') and task is None:
-    raise InputError(
-      f'prms.{member.name}.labels={member.labels} need a verifier of continuations, '
-      'which data that is read does not have.'
-    )
+  task = corpus.embedded_task(config['data']['source'])
+  if member.labels in ('hard', 'soft'):
+    if task is None:
+      raise InputError(
+        f'prms.{member.name}.labels={member.labels} need a verifier of continuations, '
+        'which data that is read does not have.'
+      )
+    data = config['data']
+    # A continuation may be as long as a response, whatever stands before it.
+    longest = data['max_prompt'] + 2 * data['max_response']
+    decoder.check_positions(build.model(config).config, longest)
 
 
 def opened(config: Config, run: Run, cache: Path, clock: PhaseClock) -> Workshop:
   """The policy, the pools, and the workshop of the models."""
   author = _author(config, cache, clock)
-  task = build.embedded_task(config['data']['source'])
+  task = corpus.embedded_task(config['data']['source'])
   with clock('rollout'):
     found = (
       pools.read(config) if task is None else pools.drawn(config, cache, task, author)
@@ -111,15 +119,14 @@ def opened(config: Config, run: Run, cache: Path, clock: PhaseClock) -> Workshop
 
 def _author(config: Config, cache: Path, clock: PhaseClock) -> Author:
   """The policy, from a checkpoint or by maximum likelihood: the models' reference."""
-  model = build.model(config)
-  if config['policy']['checkpoint']:
-    policy = grpo.checkpoint_policy(config, model)
-    tokenizer = build.tokenizer(config, cache, [])
-  else:
-    policy, tokenizer = sft.reference_policy(config, cache, clock, print)
+  policy, tokenizer = sft.reference_policy(config, cache, clock, print)
   policy = build.on_one_device(policy)
-  identity = references.params_fingerprint(policy)
-  return Author(model=model, tokenizer=tokenizer, policy=policy, identity=identity)
+  return Author(
+    model=build.model(config),
+    tokenizer=tokenizer,
+    policy=policy,
+    identity=references.params_fingerprint(policy),
+  )
 
 
 def bench(config: Config) -> dict[str, list[Record]]:

@@ -6,8 +6,10 @@ import functools
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from experiments import build, dpo, pools, process_scores, sft
-from experiments.build import Config, Split
+from experiments import build, corpus, dpo, pools, process_scores, sft
+from experiments.adapted import Trained
+from experiments.build import Config
+from experiments.corpus import Split
 from experiments.pools import Author, Continued
 from experiments.process_scores import Steps
 from prefjax.data import prepare
@@ -69,7 +71,7 @@ class Workshop:
 
   Attributes:
     learnt: the records that models learn from.
-    judged: records by pool, whose steps every model scores.
+    judged: records whose steps every model scores: the `pool`, and a bench if any.
     sampling: FLOPs that the records to learn from have cost.
   """
 
@@ -134,10 +136,14 @@ class Workshop:
 
   @functools.cached_property
   def _continued(self) -> Continued:
-    task = build.embedded_task(self.config['data']['source'])
+    task = corpus.embedded_task(self.config['data']['source'])
     where = (self.config, self.cache, task, self.author)
     with self.clock('rollout'):
       return pools.continued(*where, self.learnt)
+
+  @functools.cached_property
+  def _judged(self) -> dict[str, Prepared]:
+    return {name: self._prepared(records) for name, records in self.judged.items()}
 
   def _prepared(self, records) -> Prepared:
     tokenizer, data = self.author.tokenizer, self.config['data']
@@ -171,8 +177,8 @@ class Workshop:
     start = build.placed(start, step.mesh)
     if not (member.valued or self._checked):
       self._checked = True  # all implicit models start from one policy
-      both = Split(batches, None)
-      setting = dpo.Setting(author.model, author.tokenizer, start, step, both)
+      where = (author.model, author.tokenizer, start, Trained(author.model, start))
+      setting = dpo.Setting(*where, step, Split(batches, None))
       dpo.check_step_zero(setting, lambda text: print(f'{member.name}: {text}'))
     folder = self.folder / member.name
     folder.mkdir(exist_ok=True)
@@ -183,7 +189,7 @@ class Workshop:
       folder=folder,
       clock=self.clock,
       description=member.name,
-      flops=lambda batch: monitor.training_flops(author.model.config, batch),
+      flops=build.flops(member.config),
       peak=monitor.peak_flops(author.model.config.dtype),
       wandb_project=self.config['log']['wandb'] or None,
     )
@@ -194,7 +200,7 @@ class Workshop:
   def _scores(self, member, name, params, directory) -> Steps:
     if params is None:
       return process_scores.load(directory)
-    batches = self._referred(member, self._prepared(self.judged[name]))
+    batches = self._referred(member, self._judged[name])
     beta = member.config['objective'].get('beta', 1.0)
     with self.clock('evaluate'):
       return process_scores.stored(
@@ -213,7 +219,7 @@ class Workshop:
 
   def _scoring_flops(self, member) -> float:
     """Of one response: the model's forward, and the reference's where it has one."""
-    data = self._prepared(next(iter(self.judged.values())))
+    data = self._judged['pool']
     config, responses = self.author.model.config, (data.response_length > 0).sum()
     total = monitor.forward_flops(config, data.prompt_length, data.response_length)
     return (1 if member.valued else 2) * total / int(responses)

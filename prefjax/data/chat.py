@@ -67,7 +67,11 @@ class Template:
     turns = [message._asdict() for message in messages]
     try:
       return self._template.render(
-        messages=turns, add_generation_prompt=ask, **self.named
+        messages=turns,
+        add_generation_prompt=ask,
+        tools=None,
+        documents=None,
+        **self.named,
       )
     except (jinja2.TemplateError, TypeError) as error:
       roles = [message.role for message in messages]
@@ -162,8 +166,14 @@ def template(folder: Path) -> Template:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-  """The tokenizer_config.json of a folder; empty where there is none."""
-  path = folder / 'tokenizer_config.json'
+  """The tokenizer_config.json of a folder, and what older ones keep beside it."""
+  older = read_object(folder / 'special_tokens_map.json')
+  described = read_object(folder / 'tokenizer_config.json')
+  return older | {key: value for key, value in described.items() if value is not None}
+
+
+def read_object(path: Path) -> dict[str, Any]:
+  """A JSON object; empty where there is no such file."""
   if not path.is_file():
     return {}
   try:

@@ -16,11 +16,12 @@ class TokenizerJson:
   """A `tokenizer.json` and the names of special tokens in the file beside it.
 
   BOS is what the file's own post-processor puts first, if it does: many that name a
-  BOS never use it. A text that follows another is encoded without the space that
-  tokenizers of the Llama kind put before a text.
+  BOS never use it. EOS is named in the tokenizer_config.json beside it, or else it is
+  the `eos_token_id` of the model's config.json. A text that follows another is encoded
+  without the space that tokenizers of the Llama kind put before a text.
 
   Args:
-    path: of the tokenizer.json; tokenizer_config.json lies beside it.
+    path: of the tokenizer.json.
 
   Raises:
     InputError: a missing or broken file, or no EOS.
@@ -41,9 +42,10 @@ class TokenizerJson:
     added = self._begin.get_added_tokens_decoder().items()
     self.specials = {each.content: i for i, each in added if each.special}
     self.bos_id = self._first()
-    self.eos_id = self._named(described, 'eos_token', path)
-    padded = chat.token(described, 'pad_token') is not None
-    self.pad_id = self._named(described, 'pad_token' if padded else 'eos_token', path)
+    self.eos_id = self._eos(described, path)
+    pad = chat.token(described, 'pad_token')
+    pad_id = None if pad is None else self._begin.token_to_id(pad)
+    self.pad_id = self.eos_id if pad_id is None else pad_id
     vocabulary = self._begin.get_vocab(with_added_tokens=True)
     self.vocab_size = max(vocabulary.values()) + 1
     names = [self.bos_id, self.eos_id, self.pad_id]
@@ -70,13 +72,17 @@ class TokenizerJson:
     first = self._begin.encode('a', add_special_tokens=True).ids[0]
     return first if first in self.specials.values() else None
 
-  def _named(self, described: Any, name: str, path: Path) -> int:
-    text = chat.token(described, name)
-    found = None if text is None else self._begin.token_to_id(text)
-    if found is None:
+  def _eos(self, described: dict[str, Any], path: Path) -> int:
+    text = chat.token(described, 'eos_token')
+    if text is not None:
+      found = self._begin.token_to_id(text)
+    else:
+      found = chat.read_object(path.parent / 'config.json').get('eos_token_id')
+      found = found[0] if isinstance(found, list) and found else found
+    if not isinstance(found, int):
       raise InputError(
-        f'`{path}` needs the {name} that the tokenizer_config.json beside it names; '
-        f'that says {text!r}.'
+        f'`{path}` needs an EOS of its own: the eos_token of the tokenizer_config.json '
+        f'beside it (it says {text!r}), or the eos_token_id of a config.json.'
       )
     return found
 

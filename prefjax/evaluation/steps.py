@@ -68,14 +68,15 @@ def best_threshold(
   present: Present,
   measure: Callable[[float], float],
 ) -> float:
-  """The threshold with the greatest measure, among quantiles of the values.
+  """The threshold with the greatest measure, midway between quantiles of the values.
 
-  The least of equals; NaN measures count for nothing.
+  Also the least value, which none is below, and one above all. The least of equals;
+  NaN measures count for nothing.
   """
-  tried = np.unique(
-    np.quantile(values[present], np.linspace(0, 1, _THRESHOLDS), method='nearest')
-  )
-  tried = np.append(tried, np.nextafter(tried[-1], np.inf))  # above all of them
+  shares = np.linspace(0, 1, _THRESHOLDS)
+  found = np.unique(np.quantile(values[present], shares, method='nearest'))
+  middles = (found[:-1] + found[1:]) / 2
+  tried = [found[0], *middles, np.nextafter(found[-1], np.inf)]
   return float(tried[np.argmax(np.nan_to_num([measure(t) for t in tried]))])
 
 

@@ -9,7 +9,7 @@ The base with its adapters off is the reference: there is no second model.
 import dataclasses
 import fnmatch
 import functools
-from typing import Any, Literal
+from typing import Any
 
 from flax import nnx, traverse_util
 import jax
@@ -39,7 +39,7 @@ class Lora:
   rank: int
   alpha: float
   targets: tuple[str, ...]
-  zero: Literal['a', 'b'] = 'a'
+  zero: str = 'a'
 
   def __post_init__(self):
     if self.rank < 1 or not self.alpha > 0:

@@ -218,12 +218,13 @@ class Judge:
 def _placed(groups, known, values, weights):
   """Every reward where it was earned, and the number of each token's step.
 
-  Those of steps stand where their steps end, all else on the last token; that one
-  always ends a step, of what no other has.
+  Those of steps stand where their steps end, all else on the last token; that one ends
+  a step too where something stands there, or where a response has no other step.
   """
   rewards = np.zeros(groups.tokens.shape)
   ends = np.zeros(groups.tokens.shape, bool)
-  whole = {name: np.nan_to_num(x) for name, x in values.items()}
+  whole = {name: np.nan_to_num(x) * weights[name] for name, x in values.items()}
+  counted = {name: np.full(groups.length.shape, weights[name] != 0) for name in values}
   for i, row in enumerate(known):
     for name, found in row.get('steps', {}).items():
       for j, parts in enumerate(found):
@@ -231,10 +232,12 @@ def _placed(groups, known, values, weights):
           rewards[i, j, end] += weights[name] * reward
           ends[i, j, end] = True
         if parts is not None:
-          whole[name][i, j] = 0.0
+          whole[name][i, j], counted[name][i, j] = 0.0, False
   last = np.maximum(groups.length - 1, 0)[..., None]
-  rest = sum(weights[name] * x for name, x in whole.items())[..., None]
-  rest = rest + np.take_along_axis(rewards, last, axis=-1)
+  rest = sum(whole.values())[..., None] + np.take_along_axis(rewards, last, axis=-1)
   np.put_along_axis(rewards, last, rest, axis=-1)
-  np.put_along_axis(ends, last, groups.length[..., None] > 0, axis=-1)
+  ending = np.any([*counted.values()], axis=0) | ~ends.any(axis=-1)
+  ending = (ending & (groups.length > 0))[..., None]
+  ending |= np.take_along_axis(ends, last, axis=-1)
+  np.put_along_axis(ends, last, ending, axis=-1)
   return rewards, steps.numbered(ends)

@@ -12,21 +12,17 @@ Decode = Callable[[Sequence[int]], str]
 def token_ends(ids: Sequence[int], ends: Sequence[int], decode: Decode) -> list[int]:
   """The tokens that hold the last characters of the steps of a response.
 
-  `ends` are counted in characters of `decode(ids)`, exclusive. A step that ends with
-  the text ends with the response: the token that stops it is that step's too. Steps
-  whose ends lie in one token share it.
+  `ends` are counted in characters of `decode(ids)`, exclusive. Steps whose ends lie in
+  one token share it. The token that stops a response is of no step: what a step earned
+  is not to be had by ending after it.
   """
-  size = len(decode(ids))
 
   def written(n):
     # A character whose bytes are not all there yet decodes to replacements.
     return len(decode(ids[:n]).rstrip('\ufffd'))
 
   places, last = range(1, len(ids) + 1), len(ids) - 1
-  return [
-    last if end >= size else bisect.bisect_left(places, end, key=written)
-    for end in ends
-  ]
+  return [min(bisect.bisect_left(places, end, key=written), last) for end in ends]
 
 
 def numbered(ends: Bool[np.ndarray, '*b t']) -> Int32[np.ndarray, '*b t']:

@@ -98,8 +98,7 @@ def widened(batch: PreferenceBatch, by: int = 8) -> PreferenceBatch:
 
 
 def _loss(step: Step, scored: Outputs, logps: Any, batch: PreferenceBatch) -> float:
-  outputs = scored.replace(logps=jnp.asarray(logps))
-  batch = jax.tree.map(jnp.asarray, batch)
+  outputs, batch = jax.tree.map(jnp.asarray, (scored.replace(logps=logps), batch))
   return float(step.objective.build()(outputs, batch)[0].value())
 
 

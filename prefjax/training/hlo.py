@@ -13,11 +13,14 @@ KINDS = (
   'all-to-all',
   'collective-permute',
 )
-_BYTES = {'pred': 1, 'bf': 2, 'f': 1 / 8, 's': 1 / 8, 'u': 1 / 8, 'c': 1 / 8}
+_BYTES = {'pred': 1.0, 'bf': 2.0, 'f': 1 / 8, 's': 1 / 8, 'u': 1 / 8, 'c': 1 / 8}
 _ARRAY = re.compile(r'\b(pred|bf|f|s|u|c)(\d*)(?:e\d\w*)?\[([\d,]*)\]')
 _CALLED = re.compile(r'(calls|to_apply|body|condition)=%?([\w.\-]+)')
 _BRANCHES = re.compile(r'branch_computations=\{([^}]*)\}')
 _TRIPS = re.compile(r'known_trip_count"?:\{"?n"?:"?(\d+)')
+_CHANNEL = re.compile(r'channel_id=(\d+)')
+_CONDITION = re.compile(r'condition=%?([\w.\-]+)')
+_BOUND = re.compile(r'%?([\w.\-]+) = [su]\d+\[\]\S* constant\((\d+)\)')
 _OPERATION = re.compile(
   rf'= (?P<type>.*?) (?P<kind>{"|".join(KINDS)})(?P<start>-start)?\('
 )
@@ -35,19 +38,22 @@ def collectives(text: str) -> list[Collective]:
   """What one device receives in one run of a program, by kind, the most first.
 
   A loop's body counts as often as it runs, where the program says how often that is
-  (the layers), and once where it does not (chunks of the log-prob op, which send
-  nothing on a mesh without `tensor`). A ring is assumed: of a result of S bytes over n
+  (the layers), and once where it does not (chunks of the log-prob op, which on a mesh
+  without `tensor` send nothing). A ring is assumed: of a result of S bytes over n
   devices an all-gather brings S (n - 1) / n, an all-reduce twice that.
   """
-  parts = _computations(text)
   times, received = collections.Counter(), collections.Counter()
-  for lines, runs in _executed(parts):
+  seen = set()
+  for lines, runs in _executed(_computations(text)):
     for line in lines:
       found = _OPERATION.search(line)
-      if found is not None:
-        kind, size = found['kind'], _received(found, line)
-        times[kind] += runs
-        received[kind] += runs * size
+      # A transfer that goes on beside other work is in each part of that work.
+      channel = _CHANNEL.search(line)
+      if found is None or (channel and channel[1] in seen):
+        continue
+      seen |= {channel[1]} if channel else set()
+      times[found['kind']] += runs
+      received[found['kind']] += runs * _received(found, line)
   rows = [Collective(kind, times[kind], received[kind]) for kind in times]
   return sorted(rows, key=lambda row: -row.received)
 
@@ -74,14 +80,28 @@ def _executed(parts: dict[str, list[str]]) -> Iterator[tuple[list[str], float]]:
     lines = parts.get(name, [])
     yield lines, runs
     for line in lines:
-      trips = _TRIPS.search(line)
       for role, called in _CALLED.findall(line):
-        more = float(trips[1]) if trips and role == 'body' else 1.0
+        more = _trips(line, parts) if role == 'body' else 1.0
         waiting.append((called, runs * more))
       branches = _BRANCHES.search(line)
       if branches:
         for called in re.findall(r'%?([\w.\-]+)', branches[1]):
           waiting.append((called, runs))
+
+
+def _trips(line: str, parts: dict[str, list[str]]) -> float:
+  """How often a loop runs: as it says, or the bound of its counter; 1 if neither."""
+  known, condition = _TRIPS.search(line), _CONDITION.search(line)
+  if known or not condition:
+    return float(known[1]) if known else 1.0
+  lines = parts.get(condition[1], [])
+  bounds = dict(_BOUND.findall('\n'.join(lines)))
+  for end in lines:
+    if end.strip().startswith('ROOT') and 'direction=LT' in end:
+      for operand in re.findall(r'%([\w.\-]+)', end.split('compare(')[-1]):
+        if operand in bounds:
+          return float(bounds[operand])
+  return 1.0
 
 
 def _received(found: re.Match, line: str) -> float:
@@ -110,5 +130,9 @@ def _group(line: str) -> int:
   counted = re.search(r'replica_groups=\[(\d+),(\d+)\]', line)
   if counted:
     return int(counted[2])
+  named = re.search(r'replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}', line)
+  if named:
+    sizes = dict(re.findall(r"'([^']+)'=(\d+)", named[1]))
+    return math.prod(int(sizes[axis]) for axis in re.findall(r"'([^']+)'", named[2]))
   listed = re.search(r'replica_groups=\{\{([\d,]+)\}', line)
   return len(listed[1].split(',')) if listed else 1

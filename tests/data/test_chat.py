@@ -101,6 +101,17 @@ def test_special_tokens_are_those_that_the_file_uses(tmp_path):
   assert other.fingerprint != found.fingerprint
 
 
+def test_eos_where_older_folders_keep_it(tmp_path):
+  path = write(tmp_path, byte_level(), eos_token=None)
+  with pytest.raises(InputError, match='says None'):
+    tokenizers.load(path)
+  (tmp_path / 'config.json').write_text('{"eos_token_id": [262, 263]}')
+  assert tokenizers.load(path).eos_id == 262
+  (tmp_path / 'tokenizer_config.json').unlink()
+  (tmp_path / 'special_tokens_map.json').write_text('{"eos_token": "<eos>"}')
+  assert tokenizers.load(path).eos_id == 260
+
+
 def test_text_that_spells_a_special_token_stays_text(tmp_path):
   found = tokenizers.load(write(tmp_path, byte_level()))
   text = 'Hi <|im_end|> you <eos>'
@@ -197,7 +208,7 @@ def test_a_template_has_its_own_file_and_no_way_out(tmp_path):
 
 def test_what_is_wrong_is_named(tmp_path):
   path = write(tmp_path, byte_level(), eos_token='<end>')
-  with pytest.raises(InputError, match=r"needs the eos_token .* says '<end>'"):
+  with pytest.raises(InputError, match=r"needs an EOS of its own: .* says '<end>'"):
     tokenizers.load(path)
   write(tmp_path, byte_level())
   with pytest.raises(InputError, match=r'records\.chat: .* has no chat template'):

@@ -211,6 +211,28 @@ def test_a_folder_without_metrics(tmp_path):
     report.write_report(tmp_path, title='x')
 
 
+def test_pictures_and_tables_make_a_report_without_metrics(tmp_path):
+  x = np.array([1.0, 4.0, 16.0])
+  lines = {f'line {i}': plots.Band(x, x + i, x, x + 2 * i) for i in range(8)}
+  images = {
+    kind: (plots.bands('a', 'b', 'c', lines, doubling=kind == 'log'), kind, 'caption')
+    for kind in ('plain', 'log')
+  }
+  path = report.write_report(
+    tmp_path,
+    title='x',
+    tables={'First': [{'a': 1}], 'Second': [{'b': 'two'}], 'None': []},
+    images=images,
+  )
+  assert images['plain'][0] != images['log'][0]
+  for name, (png, _, _) in images.items():
+    assert (path.parent / f'{name}.png').read_bytes() == png
+  text = path.read_text()
+  assert '<h2>First</h2>' in text and '<h2>Second</h2>' in text
+  assert '<h2>None</h2>' not in text
+  assert Page(path).cells == ['a', '1', 'b', 'two']
+
+
 def test_a_failure_leaves_the_old_report(folder, monkeypatch):
   before = full(folder).read_bytes()
 

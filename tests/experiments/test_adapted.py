@@ -4,10 +4,12 @@ import json
 
 import jax
 import numpy as np
+import originals
 import pytest
 from test_runs import lasting
 
-from experiments import export, sft
+from experiments import export, published, sft
+from prefjax.errors import InputError
 from prefjax.models import decoder, hub
 from prefjax.training.checkpoints import Checkpoints
 
@@ -99,3 +101,17 @@ def test_a_run_from_a_published_checkpoint_and_its_export(command, cache, tmp_pa
   export.export(tmp_path / 'second', tmp_path / 'again')
   assert (tmp_path / 'again' / 'tokenizer.model').is_file()
   assert hub.read_config(tmp_path / 'again') == hub.read_config(tmp_path / 'model')
+
+
+def test_a_checkpoint_must_be_the_model_of_the_config():
+  sizes = dict(vocab_size=19, width=8, num_layers=2, num_heads=4, num_kv_heads=2)
+  sizes |= dict(head_dim=4, mlp_width=12, max_positions=32, family='llama')
+  config = {'policy': {'checkpoint': str(originals.GOLDEN / 'llama3')}}
+  # Its base of rotary angles is not the family's default.
+  with pytest.raises(InputError, match=r"'rope_theta': 500\.0.*'rope_theta': 10000\.0"):
+    published.checkpoint(config | {'model': sizes}, None)
+  with pytest.raises(InputError, match=r'model\.num_heads is 2.* has 4'):
+    published.checkpoint(config | {'model': sizes | dict(num_heads=2)}, None)
+  model = sizes | dict(rope_theta=500.0, attention='dense')
+  params = published.checkpoint(config | {'model': model}, None)
+  assert params['embedding'].shape == (19, 8)

@@ -1,4 +1,4 @@
-"""Plans for devices that are not here."""
+"""Plans for devices that are not here, and every loop on a mesh of all axes."""
 
 import importlib.util
 import re
@@ -8,7 +8,6 @@ import pytest
 SENTIMENT = '--config=experiments/configs/dpo/sentiment.py:smoke'
 ARITHMETIC = '--config=experiments/configs/grpo/arithmetic.py:smoke'
 CUT = ('--config.mesh.data=2', '--config.mesh.fsdp=2', '--config.mesh.tensor=2')
-CUT += ('--config.model.num_kv_heads=2', '--config.model.vocab_size=512')
 # Of llama3.py at the sizes below on v5e:2x4, by libtpu 0.0.52; a change that needs more
 # memory shows here.
 PEAK = None  # GiB a chip
@@ -33,6 +32,14 @@ def test_a_plan_for_fake_devices(command, tmp_path):
   ):
     assert said in result.out
   assert not (tmp_path / 'run').exists()
+
+
+def test_a_plan_of_adapters_holds_the_base_once(command, tmp_path):
+  lora = ('--config.lora.rank=4', "--config.lora.targets=('*.down',)")
+  result = plan(command, tmp_path, ARITHMETIC, '--topology=cpu:8', *lora)
+  assert result.code == 0, result.err
+  assert 'frozen parameters' in result.out
+  assert 'decode, by' in result.out
 
 
 def test_a_plan_of_rollouts_has_them_too(command, tmp_path):
@@ -61,6 +68,29 @@ def test_a_mesh_that_does_not_divide_is_refused(command, tmp_path):
   result = plan(command, tmp_path, SENTIMENT, '--topology=cpu:8', *flags)
   assert result.code == 2
   assert 'mesh.tensor=8 does not divide model.num_heads' in result.err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+  ('name', 'config'),
+  [
+    ('sft', 'sft/sentiment.py:smoke'),
+    ('dpo', 'dpo/sentiment.py:smoke'),
+    ('rm', 'rm/sentiment.py:smoke'),
+    ('sppo', 'sppo/cycle.py:smoke'),
+    ('grpo', 'grpo/arithmetic.py:ppo,smoke'),
+  ],
+)
+def test_every_loop_runs_on_a_mesh_of_all_axes(command, cache, tmp_path, name, config):
+  result = command(
+    name,
+    f'--config=experiments/configs/{config}',
+    f'--workdir={tmp_path}/run',
+    f'--cache={cache}',
+    *CUT,
+  )
+  assert result.code == 0, result.err
+  assert 'a device on data 2, fsdp 2, tensor 2; whole on each: ' in result.out
 
 
 needs_libtpu = pytest.mark.skipif(

@@ -102,6 +102,8 @@ def test_first_errors_of_records():
     ('--config.prms.kto.balance=even', ('prms.kto.balance', 'dataset')),
     ('--config.prms.dpo.objective.beta=-1.0', ('objective.beta', '(0, inf)')),
     ('--config.processbench.source=json:gone.json', ('gone.json', 'docs/data.md')),
+    ('--config.steps.separator=;', ('steps.separator', 'of its own')),
+    ('--config.data.source=task:sentiment', ('task:sentiment', 'no steps')),
   ],
 )
 def test_a_wrong_value_is_named(command, cache, tmp_path, flag, said):
@@ -119,6 +121,29 @@ def test_what_gives_no_rewards_of_steps_is_refused(command, cache, tmp_path):
   result = command('prm', CONFIG, *folders, *flags)
   assert result.code == 2
   assert 'prms.ce_dataset' in result.err or 'simpo' in result.err
+
+
+@pytest.mark.parametrize(
+  ('row', 'said'),
+  [
+    ({'responses': ['a', 'b', 'c', 'd']}, ('has no labels',)),
+    (
+      {'responses': ['a', 'b'], 'labels': [1, 0]},
+      ('pool.candidates=4', 'the first 2'),
+    ),
+  ],
+)
+def test_a_pool_that_does_not_fit_is_refused(
+  command, cache, tmp_path, data_dir, row, said
+):
+  path = tmp_path / 'pool.jsonl'
+  rows = [{'prompt': f'{i}'} | row for i in range(300)]
+  path.write_text('\n'.join(map(json.dumps, rows)))
+  flags = (f'--config.data.source=jsonl:{path}', f'--workdir={tmp_path}/run')
+  result = command('prm', REAL, *flags, f'--cache={cache}')
+  assert result.code == 2
+  for words in said:
+    assert words in result.err
 
 
 @pytest.mark.slow

@@ -13,10 +13,18 @@ import numpy as np
 import pytest
 from test_runs import lasting
 
-CONFIGS = {
-  'dpo': 'experiments/configs/dpo/sentiment.py:smoke',
-  'grpo': 'tests/experiments/busy.py',
+# Long enough that a signal, which jax looks for once a second, comes in between.
+RUNS = {
+  'dpo': (
+    '--config=experiments/configs/dpo/sentiment.py:smoke',
+    '--config.train.steps=80',
+    '--config.train.save_every=10',
+    '--config.train.eval_every=40',
+    '--config.optimizer.learning_rate=1e-5',
+  ),
+  'grpo': ('--config=tests/experiments/busy.py', '--config.train.iterations=12'),
 }
+SEEN = {'dpo': 12, 'grpo': 4}  # lines of metrics before a run is disturbed
 LIMIT = 240  # seconds of one start
 HEARTBEAT = 10  # seconds
 TOLERANCE = 2e-5
@@ -46,7 +54,7 @@ def start(folder: Path, name: str, *flags: str, processes=2) -> list[subprocess.
         sys.executable,
         '-m',
         f'experiments.{name}',
-        f'--config={CONFIGS[name]}',
+        *RUNS[name],
         f'--workdir={folder / "run"}',
         f'--cache={folder / "cache"}',
         f'--heartbeat_seconds={HEARTBEAT}',
@@ -64,7 +72,12 @@ def start(folder: Path, name: str, *flags: str, processes=2) -> list[subprocess.
 
 def ended(run: list[subprocess.Popen]) -> list[str]:
   """What the processes of a run wrote, once all have ended."""
-  return [process.communicate(timeout=LIMIT)[0] for process in run]
+  try:
+    return [process.communicate(timeout=LIMIT)[0] for process in run]
+  finally:
+    for process in run:
+      process.kill()
+      process.wait()
 
 
 def finish(folder: Path, name: str, *flags: str, processes=2) -> list[str]:
@@ -98,11 +111,12 @@ def assert_close(folder: Path, other: Path) -> None:
     for key in here.keys() & {'loss', 'eval/loss', 'grad_norm', 'reward', 'tokens'}:
       assert here[key] == pytest.approx(there[key], rel=1e-3, abs=TOLERANCE), key
   for key, data in one['parameters'].items():
+    # Adam moves what has hardly any gradient by the sign of a rounding.
     a, b = (np.frombuffer(x, np.float32) for x in (data, two['parameters'][key]))
-    np.testing.assert_allclose(a, b, rtol=0, atol=1e-4, err_msg=key)
+    assert np.linalg.norm(a - b) <= 1e-3 * np.linalg.norm(b), key
 
 
-@pytest.fixture(scope='module', params=CONFIGS)
+@pytest.fixture(scope='module', params=RUNS)
 def whole(request, tmp_path_factory):
   """A run of two processes that nothing disturbed."""
   folder = tmp_path_factory.mktemp(f'whole-{request.param}')
@@ -126,7 +140,7 @@ def test_sigterm_at_one_saves_everywhere_at_one_step(whole, tmp_path):
   name, folder, _ = whole
   with_cache(folder, tmp_path)
   run = start(tmp_path, name, *CUT)
-  wait_for(tmp_path / 'run' / 'metrics.jsonl', 3, run)
+  wait_for(tmp_path / 'run' / 'metrics.jsonl', SEEN[name], run)
   run[1].send_signal(signal.SIGTERM)
   written = ended(run)
   assert [process.returncode for process in run] == [143, 143], written
@@ -146,7 +160,7 @@ def test_a_killed_process_ends_the_other_and_the_run_goes_on_elsewhere(
   name, folder, _ = whole
   with_cache(folder, tmp_path)
   run = start(tmp_path, name, *CUT)
-  wait_for(tmp_path / 'run' / 'metrics.jsonl', 3, run)
+  wait_for(tmp_path / 'run' / 'metrics.jsonl', SEEN[name], run)
   run[victim].kill()
   since = time.monotonic()
   ended(run)

@@ -24,9 +24,9 @@ def pieces(*texts):
 def test_a_step_ends_with_the_token_of_its_last_character():
   decode = pieces('7+8', '=1', '5;', '1', '5-3=12')
   ids = [1, 2, 3, 4, 5, 0]  # 7+8=15;15-3=12 and EOS
-  assert steps.token_ends(ids, [7, 14], decode) == [2, 5]
+  assert steps.token_ends(ids, [7, 14], decode) == [2, 4]
   assert steps.token_ends(ids, [1, 3, 4, 8], decode) == [0, 0, 1, 3]
-  # Cut off, it has no EOS that the last step could take.
+  # Cut off or ended, the last step earns the same in the same place.
   assert steps.token_ends(ids[:-1], [7, 14], decode) == [2, 4]
   assert steps.token_ends([0], [0], decode) == [0]
 
@@ -151,20 +151,30 @@ def test_every_reward_stands_where_it_was_earned():
   np.testing.assert_array_equal(found.reward, [[11.5, 1.0, 0.0, 0.0]])
   np.testing.assert_array_equal(found.values['words'], [[3.0, 2.0, NAN, 0.0]])
   want = np.zeros((1, 4, 8))
-  want[0, 0, [1, 4]] = 1.0, 10.5  # the last step's with the answer's, on EOS
-  want[0, 1, 2] = 1.0
+  want[0, 0, [1, 3, 4]] = 1.0, 0.5, 10.0  # the answer's on EOS
+  want[0, 1, 1] = 1.0
   np.testing.assert_array_equal(found.placed, want)
-  # What has no step is one.
-  one = [[0, 0, 1, 1, 1], [0] * 3, [0] * 5, [0]]
+  # What stands on the last token is a step of its own; what has no step is one.
+  one = [[0, 0, 1, 1, 2], [0, 0, 1], [0] * 5, [0]]
   for row, numbers in zip(found.step[0], one, strict=True):
     np.testing.assert_array_equal(row, numbers + [-1] * (8 - len(numbers)))
   np.testing.assert_allclose(found.placed.sum(axis=-1), found.reward)
 
 
+def test_the_token_that_stops_a_response_earns_nothing_of_its_steps():
+  weights = {'right': 0.0, 'words': 1.0}
+  found = judge(weights=weights).submit(sampled('ab c', 'none'))()
+  want = np.zeros((1, 2, 8))
+  want[0, 0, [1, 3]] = 2.0, 1.0
+  np.testing.assert_array_equal(found.placed, want)
+  step = [[0, 0, 1, 1, -1, -1, -1, -1], [0] * 5 + [-1] * 3]  # a response without any
+  np.testing.assert_array_equal(found.step, [step])
+
+
 def test_what_length_costs_is_paid_at_the_end():
   weights = {'right': 0.0, 'words': 1.0, 'overlong': 1.0}
   found = judge(weights=weights, overlong=(5, 2)).submit(sampled('ab c'))()
-  np.testing.assert_array_equal(found.placed, [[[0, 2, 0, 0, 1 - 1, 0, 0, 0]]])
+  np.testing.assert_array_equal(found.placed, [[[0, 2, 0, 1, -1, 0, 0, 0]]])
   np.testing.assert_array_equal(found.reward, [[2.0]])
 
 

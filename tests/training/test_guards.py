@@ -70,7 +70,7 @@ def test_a_thread_that_may_catch_nothing_runs_all_the_same(outer):
 
   def run():
     with guards.stop_signal() as stop:
-      found.append(stop.is_set())
+      found.append(stop())
 
   thread = threading.Thread(target=run)
   thread.start()

@@ -22,11 +22,11 @@ def get_config(variant=''):
   config = blocks.run()
   base = arithmetic.get_config()
   config.model, config.tokenizer = base.model, base.tokenizer
-  config.policy, config.reference = base.policy, base.reference
-  config.data = base.data
-  config.data.update(prompts=768, held_out=128, batch_size=32)
+  config.reference, config.data = base.reference, base.data
+  config.data.update(prompts=512, held_out=128, batch_size=32)
   config.log.entropy = False
-  config.reference.train.update(steps=800, eval_every=800, save_every=400)
+  # A policy that can hardly add makes models that cannot tell a right sum either.
+  config.reference.train.update(steps=1600, eval_every=1600, save_every=400)
   config.steps = dict(separator='')  # '': the task's own steps
   config.pool = dict(
     responses=8,  # to learn from, a prompt
@@ -42,7 +42,7 @@ def get_config(variant=''):
   )
   config.prms = prms(beta=0.1)
   config.optimizer = blocks.optimizer('adamw', 5e-4, warmup_steps=5, clip_norm=1.0)
-  config.train = blocks.train(48, eval_every=48, save_every=24)
+  config.train = blocks.train(40, eval_every=40, save_every=20)
   config.evaluation = dict(
     sizes=(1, 4, 16, 64),  # N of best-of-N
     form='single',  # or accumulated: the rewards of implicit models
