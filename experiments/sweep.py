@@ -78,6 +78,7 @@ def main(arguments: list[str]) -> None:
   opened(sweep)
   queue = open_queue(sweep)
   queue.add(trials(sweep))
+  write_points(sweep, queue)
   if _JOBS.value > 1:
     spread(_JOBS.value)
   else:
@@ -269,12 +270,18 @@ def _say(queue, name, told, ended):
   )
 
 
-def finish(sweep: Sweep, queue: Queue) -> None:
-  """Writes the points of the sweep and its report; tells what failed."""
-  found = queue.trials()
-  labels = {x.user_attrs['name']: x.user_attrs.get('label', '') for x in found}
+def write_points(sweep: Sweep, queue: Queue) -> None:
+  """Writes the names and labels of the trials, so that a report can be made."""
+  attributes = (trial.user_attrs for trial in queue.trials())
+  labels = {own['name']: own.get('label', '') for own in attributes}
   listed = [{'name': name, 'label': label} for name, label in labels.items()]
   write_json(sweep.folder / runs.POINTS, listed)
+
+
+def finish(sweep: Sweep, queue: Queue) -> None:
+  """Writes what became of the trials, and the report; tells what failed."""
+  write_points(sweep, queue)
+  found = queue.trials()
   with replacing(sweep.folder / 'trials.jsonl') as file:
     for trial in found:
       row = {'trial': trial.number, 'state': trial.state.name, **trial.user_attrs}
