@@ -5,9 +5,9 @@
 
 The config says what is swept (`experiments/points.py`). Trials lie in an Optuna study:
 in the sweep's folder, or in a database that workers on any number of machines share,
-each started with the same command and `--storage=postgresql://...`. Started
-again, a sweep goes on; a trial that fails is recorded with its error, and the rest go
-on. All trials share what lies in `--cache`, and those of one process what it compiled.
+each started with the same command and `--storage=postgresql://...`. Started again, a
+sweep goes on; a trial that fails is recorded with its error, and the rest go on. All
+trials share what lies in `--cache`, and those of one process what it compiled.
 """
 
 import contextlib
@@ -286,16 +286,13 @@ def finish(sweep: Sweep, queue: Queue) -> None:
     for trial in found:
       row = {'trial': trial.number, 'state': trial.state.name, **trial.user_attrs}
       file.write(json.dumps(row) + '\n')
-  failed = [trial for trial in found if 'error' in trial.user_attrs]
   if any(trial.state == TrialState.COMPLETE for trial in found):
-    page = report.write([sweep.folder], sweep.folder / 'report')
-    print(f'report: {page}')
-  if failed:
-    lines = ''.join(
-      f'\n  {trial.user_attrs["name"]}: {trial.user_attrs["error"].strip()}'
-      for trial in failed
-    )
-    raise TrainingError(f'{len(failed)} of {len(found)} trials failed:{lines}')
+    print(f'report: {report.write([sweep.folder], sweep.folder / "report")}')
+  told = {trial.user_attrs['name']: trial.user_attrs for trial in found}
+  errors = {name: own['error'] for name, own in told.items() if 'error' in own}
+  if errors:
+    lines = ''.join(f'\n  {name}: {error.strip()}' for name, error in errors.items())
+    raise TrainingError(f'{len(errors)} of {len(told)} trials failed:{lines}')
 
 
 if __name__ == '__main__':
