@@ -6,6 +6,11 @@ The prompt `8,3:9,4` gives the first terms of an arithmetic progression, its mod
 a count; the answer is `7,2,6,1`. Each right character before the first wrong one earns
 1 / (answer length + 1). The policy starts from random weights.
 
+The task's source asks of its best run a mean reward above 0.2. Seed 0, on 200 held-out
+prompts sampled 4 times each: 0.01 before, 0.23 after 120 iterations, and 0.29, 0.30 and
+0.30 at the last three evaluations (± 0.02), in 9.6 minutes of CPU time. Answers are cut
+at 8 tokens, where the longest has 17, so that not all of a reward can be had.
+
 The reward stands on the character that earns it, and PPO's critic learns that nothing
 follows a mistake: with the sum on the last token instead, the signal of the first
 character drowns in what is drawn after a mistake, and no recipe came beyond 0.03 in 200
