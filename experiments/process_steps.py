@@ -29,7 +29,7 @@ def judged_steps(records: Sequence[Record], responses: int) -> Judged:
     for i, record in enumerate(records)
     for labels in (record.step_labels or ())[:responses]
   ]
-  most = max((len(labels) for _, labels in found), default=0)
+  most = max((len(labels) for _, labels in found), default=1)
   table = np.full((len(found), most), np.nan)
   for row, (_, labels) in zip(table, found, strict=True):
     row[: len(labels)] = labels

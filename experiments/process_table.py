@@ -20,6 +20,7 @@ from prefjax.evaluation.statistics import Estimate, mean_and_standard_error
 from prefjax.rewards import process
 from prefjax.training.workdir import write_json
 
+_VOTE = ' vote'  # behind a model's name, where its scores weigh a vote
 _HOW = ('min', 'sum', 'mean', 'last')
 _CURVES = (
   'The share of held-out prompts whose chosen response is right, by the number of '
@@ -68,13 +69,18 @@ def written(
     'Every way to score': _variants(config, pool, models),
   }
   write_json(folder / 'tables.json', tables)
-  bands = {name: _band(curve) for name, curve in curves.items()}
-  labels = 'candidates (N)', 'share right'
-  png = plots.bands('Best of N', *labels, bands, doubling=True)
+  images = {
+    name: (_drawn(title, curves, votes), title, _CURVES)
+    for name, title, votes in (
+      ('best_of_n', 'Best of N', False),
+      ('votes', 'Weighted votes', True),
+    )
+    if not votes or pool.answers is not None
+  }
   write_report(
     folder,
     title=f'Process rewards on {config["data"]["source"]}',
-    images={'best_of_n': (png, 'Best of N', _CURVES)},
+    images=images,
     tables={heading: rows for heading, rows in tables.items() if rows},
     notes=_NOTES,
   )
@@ -126,7 +132,7 @@ def all_curves(
     choices['majority'] = lambda n: selection.vote(pool.answers, pool.right, n)
     for scored in models:
       weights = score(scored, **_headline(config, scored))
-      choices[f'{scored.member.name} vote'] = _vote(pool, scored, weights)
+      choices[scored.member.name + _VOTE] = _vote(pool, scored, weights)
   choices['oracle'] = lambda n: selection.oracle(pool.right, n)
   return {
     name: {n: mean_and_standard_error(choose(n)) for n in config['evaluation']['sizes']}
@@ -213,6 +219,16 @@ def _variants(config, pool, models):
             row[f'vote of {largest}'] = shown(mean_and_standard_error(vote))
           rows.append(row)
   return rows
+
+
+def _drawn(title, curves, votes):
+  """The curves of votes or of other choices, beside the majority and the oracle."""
+  bands = {
+    name: _band(curve)
+    for name, curve in curves.items()
+    if name in ('majority', 'oracle') or name.endswith(_VOTE) == votes
+  }
+  return plots.bands(title, 'candidates (N)', 'share right', bands, doubling=True)
 
 
 def _band(curve: Mapping[int, Estimate]) -> plots.Band:

@@ -139,7 +139,8 @@ def bootstrapped(
   """A statistic of rows and its standard error: groups of rows are drawn anew.
 
   Args:
-    statistic: of the rows at these indices; draws where it is NaN are left out.
+    statistic: of the rows at these indices; draws where it is NaN are left out, and
+      the error is NaN where fewer than two are left.
     groups: rows with the same entry are not independent (steps of one prompt).
 
   Raises:
@@ -156,4 +157,6 @@ def bootstrapped(
     for _ in range(_ROUNDS)
   ]
   value = np.asarray(statistic(np.arange(len(index))), np.float64)
-  return Estimate(value, np.asarray(np.nanstd(drawn, ddof=1)))
+  known = np.asarray(drawn)[~np.isnan(drawn)]
+  error = np.std(known, ddof=1) if len(known) > 1 else np.nan
+  return Estimate(value, np.asarray(error))

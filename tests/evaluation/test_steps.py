@@ -96,5 +96,7 @@ def test_a_bootstrap_knows_the_error_of_a_mean():
   copies, groups = np.tile(x, 4), np.tile(np.arange(400), 4)
   again = steps.bootstrapped(lambda i: copies[i].mean(), groups)
   assert float(again.standard_error) == pytest.approx(x.std() / 20, rel=0.15)
+  nowhere = steps.bootstrapped(lambda i: float('nan'), np.arange(3))
+  assert np.isnan(nowhere.mean) and np.isnan(nowhere.standard_error)
   with pytest.raises(InputError, match='at least 2 groups, got 1'):
     steps.bootstrapped(lambda i: 0.0, np.zeros(3, int))

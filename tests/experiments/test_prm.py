@@ -89,6 +89,7 @@ def test_first_errors_of_records():
   np.testing.assert_array_equal(truth.right.sum(axis=1), [1, 1, 0, 0])
   np.testing.assert_array_equal(truth.group, [0, 0, 1, 1])
   assert len(process_steps.judged_steps(records, 1).group) == 2
+  assert not process_steps.judged_steps([Record('p', ('a',))], 1).known.any()
 
 
 @pytest.mark.parametrize(
