@@ -13,8 +13,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments import adapted, build, launch
-from experiments.build import Config, Split
+from experiments import adapted, build, corpus, launch
+from experiments.build import Config
+from experiments.corpus import Split
 from prefjax.data.pipeline import Batches
 from prefjax.data.records import Pair, Record
 from prefjax.models import decoder
@@ -31,11 +32,11 @@ def main(config: Config, workdir: Path, cache: Path) -> None:
   del workdir
   model, mesh = build.model(config), build.mesh(config)
   objective = build.objective(config)
-  records = build.likelihood_records(config)
-  tokenizer = build.tokenizer(config, cache, records.train)
+  records = corpus.likelihood_records(config)
+  tokenizer = corpus.tokenizer(config, cache, records.train)
   if 'pairs' in objective.needs:
     records = _pairs(config, records)
-  key = ['check', build.source_fingerprint(config), config['data']]
+  key = ['check', corpus.source_fingerprint(config), config['data']]
   data = build.prepared(config, cache, tokenizer, records, key)
   build.say_counts(data, print)
   needs = sorted(objective.needs) or ['nothing beside log-probs']
@@ -62,8 +63,8 @@ def main(config: Config, workdir: Path, cache: Path) -> None:
 
 def _pairs(config: Config, records: Split) -> Split:
   """Pairs of the data; for a task two of its documents, since no policy wrote any."""
-  if build.embedded_task(config['data']['source']) is None:
-    return build.read(config)
+  if corpus.embedded_task(config['data']['source']) is None:
+    return corpus.read(config)
   return Split(*(list(_paired(part)) for part in records))
 
 

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import adapted, build, rollouts
+from experiments import adapted, build, samplers
 from experiments.build import Config, Model
 from prefjax.data.buckets import Cell
 from prefjax.data.pipeline import assemble
@@ -158,8 +158,8 @@ def update(found: Shapes) -> dict[str, Program]:
 def rollout(config: Config, found: Shapes) -> dict[str, Program]:
   """The programs of a rollout: all its prompts, and a block of tokens."""
   mesh, size, data = found.step.mesh, config['rollout'], config['data']
-  drawer = rollouts.decoder_sampler(config, found.model, mesh, (0,), 0)
-  controls = rollouts.controls(config)
+  drawer = samplers.decoder_sampler(config, found.model, mesh, (0,), 0)
+  controls = samplers.controls(config)
   params = heads.trunk(lora_lib.joined(found.frozen, found.state['params']))
   numbers = laid(controls.numbers(), None)
   new = jax.eval_shape(

@@ -13,7 +13,8 @@ import jaxlib
 
 from experiments import adapted, build, evaluate, launch, preferences, sft
 from experiments.adapted import Trained
-from experiments.build import Config, Model, Split
+from experiments.build import Config, Model
+from experiments.corpus import Split
 from prefjax.data.pipeline import Batches
 from prefjax.data.tokenizers import Tokenizer
 from prefjax.training import checks, monitor

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments import build
+from experiments import build, corpus
 from prefjax.errors import TrainingError
 from prefjax.evaluation.best_of import divergence_bound
 from prefjax.evaluation.report import write_report
@@ -32,7 +32,7 @@ def finish(
   clock: PhaseClock,
 ) -> None:
   """Evaluates, writes samples and the report, and marks the run as finished."""
-  task = build.embedded_task(config['data']['source'])
+  task = corpus.embedded_task(config['data']['source'])
   summary: dict[str, Any] = dict(evaluation)
   comparison = None
   if task is not None:
@@ -71,7 +71,7 @@ def judge(config: Mapping[str, Any], task: Any, setting: Any) -> Judge:
     task=task,
     forward=setting.model.forward,
     writer=writer,
-    prompts=task.prompts(build.data_seed(config) + _SEED, options['prompts'], 'test'),
+    prompts=task.prompts(corpus.data_seed(config) + _SEED, options['prompts'], 'test'),
     seed=config['seed'] + _SEED,
   )
 

@@ -8,9 +8,20 @@ import contextlib
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from experiments import adapted, build, launch, reward_models, rollouts, sft
+from experiments import (
+  adapted,
+  build,
+  corpus,
+  judging,
+  launch,
+  reward_models,
+  rollouts,
+  samplers,
+  sft,
+)
 from experiments.adapted import Trained
-from experiments.build import Config, Model, Split
+from experiments.build import Config, Model
+from experiments.corpus import Split
 from experiments.rollouts import Rollouts
 from prefjax.data import buckets
 from prefjax.data.tokenizers import Tokenizer
@@ -69,8 +80,8 @@ def validate(config: Config) -> None:
   if 'rewards' not in objective.needs or objective.name == 'critic':
     raise InputError(f'{objective.name} does not learn from rollouts.')
   sft.validate(config)
-  rollouts.controls(config), rollouts.collector(config), rollouts.correction(config)
-  rollouts.check_rewards(config)
+  samplers.controls(config), rollouts.collector(config), rollouts.correction(config)
+  judging.check(config)
   size, at_once = (config['rollout'][k] for k in ('group_size', 'responses_at_once'))
   if at_once < 0 or (at_once and size % at_once):
     raise InputError(
@@ -94,9 +105,9 @@ def prepare(
   with clock('data'):
     # Before a policy is trained, so that a prompt that does not fit is told at once.
     published = config['policy']['checkpoint']
-    records = () if published else build.likelihood_records(config).train
-    tokenizer = build.tokenizer(config, cache, records)
-    asked = rollouts.encoded(config, tokenizer, build.questions(config), say)
+    records = () if published else corpus.likelihood_records(config).train
+    tokenizer = corpus.tokenizer(config, cache, records)
+    asked = rollouts.encoded(config, tokenizer, corpus.questions(config), say)
   policy, tokenizer = sft.reference_policy(config, cache, clock, say)
   return Setting(model, tokenizer, build.placed(policy, mesh), asked)
 
@@ -109,7 +120,7 @@ def rolled(
   stack: contextlib.ExitStack,
 ) -> Rollouts:
   """The rollouts; their pool of verifiers and their journal end with the stack."""
-  scorer = stack.enter_context(rollouts.scorer(config))
+  scorer = stack.enter_context(judging.scorer(config))
   journal = Journal(run.folder / 'rewards.jsonl', writes=processes.first())
   decided = stack.enter_context(journal)
   models = {
@@ -118,7 +129,7 @@ def rolled(
   }
   judges = Split(
     *(
-      rollouts.judge(config, scorer, models, written, setting.tokenizer.decode)
+      judging.judge(config, scorer, models, written, setting.tokenizer.decode)
       for written in (decided, None)
     )
   )
@@ -169,7 +180,7 @@ def online_loop(
     temperature=config['rollout']['temperature'],
     critic=critic_step(config, valued, mesh, frozen) if separate else None,
     critic_params=critic_params if separate else None,
-    process=process_model(config, setting, mesh),
+    process=process_model(config, trained, mesh),
     correction=rollouts.correction(config),
     filter_truncated=config['rollout']['filter_truncated'],
     evaluate=made.evaluate,
@@ -191,7 +202,7 @@ def critic_step(config: Config, model: Model, mesh: Any, frozen: Any) -> Step:
   return build.step(changed, model, mesh, frozen)
 
 
-def process_model(config: Config, setting: Setting, mesh: Any) -> ProcessModel | None:
+def process_model(config: Config, trained: Trained, mesh: Any) -> ProcessModel | None:
   """PRIME's reward model, which starts as the policy does; None where none is read."""
   if 'implicit' not in build.objective(config).needs:
     return None
@@ -203,8 +214,8 @@ def process_model(config: Config, setting: Setting, mesh: Any) -> ProcessModel |
     'log': {**config['log'], 'entropy': False},
   }
   return ProcessModel(
-    step=build.step(changed, setting.model, mesh),
-    params=build.placed(setting.policy, mesh),
+    step=build.step(changed, trained.model, mesh, trained.frozen),
+    params=trained.params,
     updates=config['train']['minibatches'],
   )
 

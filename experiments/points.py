@@ -132,6 +132,28 @@ def point(
   return Point(name, label, own, config, ','.join(words))
 
 
+def numbers(one: Point) -> dict[str, int | float]:
+  """The numbers among the overrides of a point."""
+  return {
+    key: value
+    for key, value in one.overrides.items()
+    if isinstance(value, int | float) and not isinstance(value, bool)
+  }
+
+
+def ranges(found: Iterable[Point]) -> dict[str, tuple[Any, ...]]:
+  """The space that points lie in, as far as it is one of numbers."""
+  values: dict[str, list[int | float]] = {}
+  for one in found:
+    for key, value in numbers(one).items():
+      values.setdefault(key, []).append(value)
+  whole = {key: all(isinstance(x, int) for x in xs) for key, xs in values.items()}
+  return {
+    key: ('int' if whole[key] else 'uniform', min(xs), max(xs))
+    for key, xs in values.items()
+  }
+
+
 def override(config: mlc.ConfigDict, changes: Mapping[str, Any]) -> None:
   """Sets values by dotted name.
 

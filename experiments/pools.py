@@ -13,8 +13,9 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from experiments import build
-from experiments.build import Config, Model, Split
+from experiments import corpus
+from experiments.build import Config, Model
+from experiments.corpus import Split
 from prefjax.data import encoding
 from prefjax.data.records import Record
 from prefjax.data.tokenizers import Tokenizer
@@ -57,7 +58,7 @@ def segment(config: Config) -> Segment:
     InputError: a task without steps, or one with steps of its own and a separator.
   """
   how, source = config['steps']['separator'], config['data']['source']
-  task = build.embedded_task(source)
+  task = corpus.embedded_task(source)
   if task is None:
     return segmenter(how)
   if not hasattr(task, 'step_labels'):
@@ -75,7 +76,7 @@ def read(config: Config) -> Split:
   """
   cut = segment(config)
   found = []
-  for part in build.read(config):
+  for part in corpus.read(config):
     records = [with_steps(r, cut) for r in part if isinstance(r, Record) and r.labels]
     if not records:
       raise InputError(
@@ -102,7 +103,7 @@ def drawn(config: Config, cache: Path, task: Task, author: Author) -> Split:
   data, pool = config['data'], config['pool']
   names = ('source', 'prompts', 'held_out', 'max_prompt', 'max_response')
   asked = {name: data[name] for name in names}
-  key = [build.data_seed(config), asked, pool, author.identity]
+  key = [corpus.data_seed(config), asked, pool, author.identity]
   folder = cache / f'pool-{fingerprint([*key, author.tokenizer.fingerprint])}'
   sizes = (
     ('train', data['prompts'], pool['responses']),
@@ -122,7 +123,7 @@ def _drawn(config, folder, task, author, split, count, k):
     prompts_at_once=max(pool['at_once'] // k, 1),
     controls=Controls(temperature=pool['temperature']),
   )
-  prompts = task.prompts(build.data_seed(config), count, split)
+  prompts = task.prompts(corpus.data_seed(config), count, split)
   noise = _key(config, _ROLLOUTS, split == 'test')
 
   def write(path: Path, start: int) -> None:
@@ -170,7 +171,7 @@ def _sampler(author: Author, slots: int = 0) -> DecoderSampler:
 
 
 def _key(config, purpose, index):
-  key = jax.random.fold_in(jax.random.key(build.data_seed(config)), purpose)
+  key = jax.random.fold_in(jax.random.key(corpus.data_seed(config)), purpose)
   return jax.random.fold_in(key, index)
 
 
@@ -210,7 +211,7 @@ def continued(
   """
   data, options = config['data'], config['monte_carlo']
   limits = {name: data[name] for name in ('max_prompt', 'max_response')}
-  key = [build.data_seed(config), limits, options, config['pool'], author.identity]
+  key = [corpus.data_seed(config), limits, options, config['pool'], author.identity]
   key += [author.tokenizer.fingerprint, [record.prompt for record in records]]
   folder = cache / f'continued-{fingerprint(key)}'
   sampler = _sampler(author, slots=max(options['at_once'] // options['samples'], 1))

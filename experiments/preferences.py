@@ -9,8 +9,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments import build
-from experiments.build import Config, Model, Split
+from experiments import build, corpus
+from experiments.build import Config, Model
+from experiments.corpus import Split
 from prefjax import tasks
 from prefjax.data import sources
 from prefjax.data.records import Record, Skipped
@@ -46,9 +47,9 @@ def check(config: Config) -> None:
   share = config['data'].get('flipped', 0.0)
   if not 0 <= share <= 1:
     raise InputError(f'data.flipped must lie in [0, 1], got {share}.')
-  if build.embedded_task(source) is not None:
+  if corpus.embedded_task(source) is not None:
     return
-  for part in build.read(config):
+  for part in corpus.read(config):
     records = [record for record in part if isinstance(record, Record)]
     for need, field in _FIELDS.items():
       # Labels and win rates can be counted from pairs, not the other way round.
@@ -68,11 +69,11 @@ def prepared(
   identity: str,
 ) -> Split:
   """The pairs of a config as token ids, train and held out."""
-  task = build.embedded_task(config['data']['source'])
+  task = corpus.embedded_task(config['data']['source'])
   if task is None:
     with clock('data'):
-      key = [build.source_fingerprint(config), config['data']['held_out']]
-      records = build.read(config)
+      key = [corpus.source_fingerprint(config), config['data']['held_out']]
+      records = corpus.read(config)
       if 'pairs' in build.objective(config).needs:
         records, key = (
           Split(*(list(paired(part)) for part in records)),
@@ -94,7 +95,7 @@ def _turned(config, cache, tokenizer, records, key):
   """Prepared records; of the training pairs the share `data.flipped` turned round."""
   share = config['data'].get('flipped', 0.0)
   if share:
-    rng = np.random.default_rng([build.data_seed(config), _FLIPS])
+    rng = np.random.default_rng([corpus.data_seed(config), _FLIPS])
     train = [_flipped(record, share, rng) for record in records.train]
     records, key = records._replace(train=train), [key, share]
   return build.prepared(config, cache, tokenizer, records, key)
@@ -133,7 +134,7 @@ def drawn(
   As in the DPO paper (arXiv:2305.18290), Appendix C.1: several completions a prompt
   and every pair among them, labelled by Bradley-Terry draws from the true reward.
   """
-  data, world = config['data'], build.data_seed(config)
+  data, world = config['data'], corpus.data_seed(config)
   names = ('prompts', 'held_out', 'responses', 'label_scale')
   names += ('max_prompt', 'max_response')
   key = [world, {name: data[name] for name in names}, identity]
@@ -171,7 +172,7 @@ def _label(config, task, prompts, texts, split):
       for prompt, row in zip(prompts, texts, strict=True)
     ]
   )
-  seed = 2 * build.data_seed(config) + (split == 'test')
+  seed = 2 * corpus.data_seed(config) + (split == 'test')
   return tasks.label(rewards, seed=seed, scale=config['data']['label_scale'])
 
 

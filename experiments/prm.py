@@ -6,8 +6,9 @@ python -m experiments.prm --config=experiments/configs/prm/arithmetic.py
 import dataclasses
 from pathlib import Path
 
-from experiments import build, launch, pools, process_table, sft
-from experiments.build import Config, Split
+from experiments import build, corpus, launch, pools, process_table, sft
+from experiments.build import Config
+from experiments.corpus import Split
 from experiments.pools import Author, Pool
 from experiments.process_models import Member, Workshop, members
 from prefjax.data import solutions
@@ -51,7 +52,7 @@ def validate(config: Config) -> None:
   process_table.validate(config)
   bench(config)
   pools.segment(config)
-  if build.embedded_task(config['data']['source']) is None:
+  if corpus.embedded_task(config['data']['source']) is None:
     process_table.pooled(config, pools.read(config).held_out.records)
 
 
@@ -71,7 +72,7 @@ def _check(config: Config, member: Member) -> None:
       raise InputError(
         f'prms.{member.name}.{key} must be one of {list(known)}, got {got!r}.'
       )
-  task = build.embedded_task(config['data']['source'])
+  task = corpus.embedded_task(config['data']['source'])
   if member.labels in ('hard', 'soft'):
     if task is None:
       raise InputError(
@@ -87,7 +88,7 @@ def _check(config: Config, member: Member) -> None:
 def opened(config: Config, run: Run, cache: Path, clock: PhaseClock) -> Workshop:
   """The policy, the pools, and the workshop of the models."""
   author = _author(config, cache, clock)
-  task = build.embedded_task(config['data']['source'])
+  task = corpus.embedded_task(config['data']['source'])
   with clock('rollout'):
     found = (
       pools.read(config) if task is None else pools.drawn(config, cache, task, author)

@@ -6,9 +6,10 @@ import functools
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from experiments import build, dpo, pools, process_scores, sft
+from experiments import build, corpus, dpo, pools, process_scores, sft
 from experiments.adapted import Trained
-from experiments.build import Config, Split
+from experiments.build import Config
+from experiments.corpus import Split
 from experiments.pools import Author, Continued
 from experiments.process_scores import Steps
 from prefjax.data import prepare
@@ -135,7 +136,7 @@ class Workshop:
 
   @functools.cached_property
   def _continued(self) -> Continued:
-    task = build.embedded_task(self.config['data']['source'])
+    task = corpus.embedded_task(self.config['data']['source'])
     where = (self.config, self.cache, task, self.author)
     with self.clock('rollout'):
       return pools.continued(*where, self.learnt)

@@ -15,7 +15,8 @@ import numpy as np
 
 from experiments import adapted, build, launch, preferences, reward_models, sft
 from experiments.adapted import Trained
-from experiments.build import Config, Split
+from experiments.build import Config
+from experiments.corpus import Split
 from prefjax.data import sources
 from prefjax.data.ordered import ordered
 from prefjax.data.pipeline import Batches

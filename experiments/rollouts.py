@@ -9,25 +9,20 @@ import grain
 import jax
 import numpy as np
 
-from experiments import build
+from experiments import build, rollout_metrics, samplers
 from experiments.adapted import Trained
-from experiments.build import Config, Model, Split
+from experiments.build import Config
+from experiments.corpus import Split
 from prefjax.data.encoding import encode_prompt
 from prefjax.data.questions import Question
 from prefjax.data.tokenizers import Tokenizer
 from prefjax.errors import InputError
-from prefjax.evaluation import accuracy
 from prefjax.models import heads
-from prefjax.rewards.journal import Journal
 from prefjax.rewards.judge import Judge, Sampled
-from prefjax.rewards.pool import Scorer
 from prefjax.rollout import groups as groups_lib
 from prefjax.rollout.draws import Controls
 from prefjax.rollout.groups import Carry, Collector, Groups, Request
 from prefjax.rollout.responses import Rolled, Roller
-from prefjax.rollout.sampler import DecoderSampler, Sampler
-from prefjax.rollout.server import ServerSampler
-from prefjax.training import processes
 from prefjax.training.correction import Correction
 from prefjax.training.online import Collected
 from prefjax.types import RolloutBatch
@@ -35,7 +30,6 @@ from prefjax.types import RolloutBatch
 # Purposes of noise, so that no two draws of a run share any.
 _TRAIN, _EVALUATE = 3, 4
 _NO_LIMIT = 2**30  # tokens
-_CONTROLS = ('temperature', 'top_k', 'top_p', 'min_p')
 _COLLECTOR = ('dynamic', 'refill', 'oversample', 'max_rounds', 'max_staleness')
 
 
@@ -85,11 +79,6 @@ def encoded(
   return Split(*parts)
 
 
-def controls(config: Config) -> Controls:
-  """How responses are drawn in training."""
-  return Controls(**{name: config['rollout'][name] for name in _CONTROLS})
-
-
 def collector(config: Config) -> Collector:
   """How batches of groups are filled."""
   options = {name: config['rollout'][name] for name in _COLLECTOR}
@@ -106,103 +95,6 @@ def correction(config: Config) -> Correction:
       'set rollout.correction to token or sequence.'
     )
   return Correction(level=options['correction'], cap=options['correction_cap'])
-
-
-def scorer(config: Config) -> Scorer:
-  """The pool of verifiers; a context manager."""
-  rewards = config['rewards']
-  return Scorer(
-    rewards['verifiers'], seconds=rewards['seconds'], workers=rewards['workers']
-  )
-
-
-def check_rewards(config: Config) -> None:
-  """Refuses rewards that do not fit together, before any process is started.
-
-  Raises:
-    InputError: also where the objective reads steps, and no reward is of steps.
-  """
-  rewards = config['rewards']
-  with Scorer(rewards['verifiers'], seconds=rewards['seconds'], workers=0) as idle:
-    found = judge(config, idle, rewards['models'], None)
-  if 'step' in build.objective(config).needs and not found.stepwise:
-    raise InputError(
-      'objective.supervision=process reads the rewards of single steps, and none of '
-      f'rewards.verifiers={rewards["verifiers"]} gives them: add one that does, such '
-      'as steps:arithmetic, with its weight.'
-    )
-
-
-def judge(
-  config: Config,
-  scorer: Scorer,
-  models: Mapping[str, Any],
-  decided: Journal | None,
-  decode: Callable[[Sequence[int]], str] | None = None,
-) -> Judge:
-  """The rewards of `config.rewards`, written to `decided` before they are used."""
-  rewards = config['rewards']
-  cache = rewards['overlong_cache']
-  weights = dict(rewards['weights'])
-  if cache:
-    weights['overlong'] = rewards['overlong_weight']
-  return Judge(
-    scorer=scorer,
-    weights=weights,
-    gate=rewards['gate'],
-    threshold=rewards['threshold'],
-    overlong=(config['data']['max_response'], cache) if cache else None,
-    token_cost=rewards['token_cost'],
-    models=models,
-    decode=decode,
-    decided=decided,
-    part=(jax.process_index(), jax.process_count()),
-    share=processes.gathered,
-  )
-
-
-def sampler(config: Config, model: Model, tokenizer: Tokenizer, mesh: Any) -> Sampler:
-  """The sampler of `config.rollout`: the training forward itself, or a server."""
-  options = config['rollout']
-  stop_ids = (tokenizer.eos_id, *options['stop_ids'])
-  if options['server']:
-    if not processes.alone():
-      raise InputError(
-        'rollout.server serves one process: with several, each would be sent other '
-        'responses. Sample in the processes, or give --num_processes=1.'
-      )
-    return ServerSampler(
-      url=options['server'],
-      model=options['server_model'],
-      vocab_size=tokenizer.vocab_size,
-      stop_ids=stop_ids,
-      pad_id=tokenizer.pad_id,
-    )
-  strings = options['stop_strings']
-
-  def stop(ids: Sequence[int]) -> bool:
-    text = tokenizer.decode(ids)
-    return any(string in text for string in strings)
-
-  found = decoder_sampler(config, model, mesh, stop_ids, tokenizer.pad_id)
-  return dataclasses.replace(found, stop=stop if strings else None)
-
-
-def decoder_sampler(
-  config: Config, model: Model, mesh: Any, stop_ids: Sequence[int], pad_id: int
-) -> DecoderSampler:
-  """The sampler that runs in this process, without stop strings."""
-  options = config['rollout']
-  return DecoderSampler(
-    graph=model.graph,
-    stop_ids=stop_ids,
-    pad_id=pad_id,
-    slots=options['slots'],
-    block=options['block'],
-    cache_dtype=options['cache_dtype'] or None,
-    mesh=mesh,
-    gather=options['gather'],
-  )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -263,7 +155,7 @@ class Rollouts:
     return Collected(
       as_batch(groups, self.collector.batch, self.roller.tokenizer.pad_id, needs),
       serialization.to_state_dict(after),
-      metrics | measured(rolled, groups, iteration),
+      metrics | rollout_metrics.sampled(rolled, groups, iteration),
       self._samples(rolled),
     )
 
@@ -294,7 +186,9 @@ class Rollouts:
       controls=Controls(**{name: options[name] for name in ('temperature', 'top_p')}),
     )
     requests = [Request(i) for i in range(min(options['prompts'], len(asked)))]
-    return summarise(held_out.sample(self._sampled_with(params), requests, 0), options)
+    return rollout_metrics.held_out(
+      held_out.sample(self._sampled_with(params), requests, 0), options
+    )
 
   def _sampled_with(self, params):
     """The decoder's parameters, where the sampler wants them."""
@@ -302,26 +196,6 @@ class Rollouts:
     if getattr(self.roller.sampler, 'mesh', None) is None:
       return build.on_one_device(params)
     return params
-
-
-def summarise(found: Rolled, options: Config) -> dict[str, float]:
-  """The numbers of an evaluation, each with its standard error over prompts."""
-  groups, mark = found.groups, options['answer_after']
-  answers = None
-  if mark:
-    answers = [[x.rpartition(mark)[2].strip() for x in row] for row in found.texts]
-  estimates = accuracy.summary(groups.right, answers, options['pass_at'])
-  each = {'reward': groups.rewards.sum(axis=-1, dtype=np.float64)}
-  each |= {f'reward/{name}': value for name, value in found.values.items()}
-  for name, value in each.items():
-    means = np.nan_to_num(value).mean(axis=1)
-    estimates[name] = accuracy.mean_and_standard_error(means)
-  values = {'response_length': float(groups.length.mean())}
-  values['truncated'] = float(groups.truncated.mean())
-  for name, estimate in estimates.items():
-    values[name] = float(estimate.mean)
-    values[f'{name}_se'] = float(estimate.standard_error)
-  return values
 
 
 def create(
@@ -340,7 +214,7 @@ def create(
     return _plain(asked.train[order[position]])
 
   roller = Roller(
-    sampler=sampler(config, trained.model, tokenizer, mesh),
+    sampler=samplers.create(config, trained.model, tokenizer, mesh),
     tokenizer=tokenizer,
     question=question,
     judge=lambda **groups: judges.train.submit(Sampled(**groups)),
@@ -348,7 +222,7 @@ def create(
     max_prompt=config['data']['max_prompt'],
     max_tokens=config['data']['max_response'],
     seed=jax.random.fold_in(jax.random.key(config['seed']), _TRAIN),
-    controls=controls(config),
+    controls=samplers.controls(config),
   )
   return Rollouts(
     config=config,
@@ -393,40 +267,3 @@ def as_batch(
     step=filled(groups.step, -1) if 'step' in needs else None,
     label=filled(groups.right).astype(np.float32) if 'implicit' in needs else None,
   )
-
-
-def _spread(groups: Groups) -> np.ndarray:
-  """[n] whether the scored responses of a group differ in reward."""
-  reward = groups.rewards.sum(axis=-1)
-  most = np.where(groups.scored, reward, -np.inf).max(axis=1)
-  return most > np.where(groups.scored, reward, np.inf).min(axis=1)
-
-
-def measured(
-  rolled: Sequence[Rolled], batch: Groups, iteration: int
-) -> dict[str, float]:
-  """Metrics of what was sampled in an iteration (before any was left out)."""
-  values = {'groups/age': 0.0, 'groups/zero_spread': 0.0}
-  if len(batch):
-    values['groups/age'] = float(np.mean(iteration - batch.born))
-    values['groups/zero_spread'] = float(1.0 - _spread(batch).mean())
-  if not rolled:
-    return values
-  groups = groups_lib.join([part.groups for part in rolled])
-  reward = groups.rewards.sum(axis=-1)
-  scored = np.where(groups.scored, 1.0, 0.0)
-  total = max(scored.sum(), 1.0)
-  values |= {
-    'reward': float((reward * scored).sum() / total),
-    'reward_spread': float(reward.std(axis=1).mean()),
-    'accuracy': float(groups.right.sum() / total),
-    'sampled/unscored': float((~groups.scored).sum()),
-    'sampled/mixed': float(groups_lib.mixed(groups).mean()),
-    'sampled/truncated': float(groups.truncated.mean()),
-    'sampled/length': float(groups.length.mean()),
-  }
-  for name in rolled[0].values:
-    each = np.concatenate([part.values[name] for part in rolled])
-    each = each[~np.isnan(each)]
-    values[f'reward/{name}'] = float(each.mean()) if len(each) else 0.0
-  return values

@@ -16,7 +16,8 @@ import numpy as np
 
 from experiments import build, dpo, sft
 from experiments.adapted import Trained
-from experiments.build import Config, Model, Split
+from experiments.build import Config, Model
+from experiments.corpus import Split
 from prefjax.data import prepare
 from prefjax.data.mismatched import mismatched
 from prefjax.data.questions import Question

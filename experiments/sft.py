@@ -10,7 +10,7 @@ from typing import Any
 
 import jax
 
-from experiments import build, launch, published
+from experiments import build, corpus, launch, published
 from experiments.build import Config
 from prefjax.data.tokenizers import Tokenizer
 from prefjax.errors import InputError
@@ -50,7 +50,7 @@ def opened(config: Config, workdir: Path) -> Run:
       'kinds': sorted({device.device_kind for device in devices}),
       'count': len(devices),
     },
-    fingerprints={'data': build.source_fingerprint(config)},
+    fingerprints={'data': corpus.source_fingerprint(config)},
   )
   for warning in run.warnings:
     print(f'warning: {warning}')
@@ -73,9 +73,9 @@ def train(
 ) -> tuple[Any, Tokenizer]:
   """Trains in the run's folder, or reads what was trained; also the tokenizer."""
   with clock('data'):
-    records = build.likelihood_records(config)
-    tokenizer = build.tokenizer(config, cache, records.train)
-    key = ['likelihood', build.source_fingerprint(config), config['seed']]
+    records = corpus.likelihood_records(config)
+    tokenizer = corpus.tokenizer(config, cache, records.train)
+    key = ['likelihood', corpus.source_fingerprint(config), config['seed']]
     key.append(config['data'])
     data = build.prepared(config, cache, tokenizer, records, key)
     build.say_counts(data, say)
@@ -115,7 +115,7 @@ def reference_policy(
   if config['policy']['checkpoint']:
     with clock('reference'):
       params = published.checkpoint(config, build.mesh(config))
-    return params, build.tokenizer(config, cache, [])
+    return params, corpus.tokenizer(config, cache, [])
   folder = Path(named) if named else cache / f'reference-{_identity(own)}'
   if named and not (folder / 'DONE').exists():
     raise InputError(f'reference.workdir={named} holds no finished run.')
@@ -146,7 +146,7 @@ def likelihood_config(config: Config) -> dict[str, Any]:
   shared = ('model', 'tokenizer', 'policy', 'records', 'mesh', 'log')
   data = {name: value for name, value in config['data'].items() if name != 'seed'}
   return {
-    'seed': build.data_seed(config),
+    'seed': corpus.data_seed(config),
     **{name: config[name] for name in shared},
     'lora': {**config['lora'], 'rank': 0},  # its adapters would be on random weights
     'data': {**data, **stage['data']},
@@ -157,7 +157,7 @@ def likelihood_config(config: Config) -> dict[str, Any]:
 def _identity(config: Config) -> str:
   # Not the mesh: what it changes is within float tolerance.
   decisive = {name: block for name, block in config.items() if name != 'mesh'}
-  return fingerprint([decisive, build.source_fingerprint(config)])
+  return fingerprint([decisive, corpus.source_fingerprint(config)])
 
 
 def save_final(folder: Path, step: int, params: Any) -> None:

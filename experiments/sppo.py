@@ -15,6 +15,7 @@ import numpy as np
 from experiments import (
   build,
   comparison,
+  corpus,
   grpo,
   head_to_head,
   launch,
@@ -22,8 +23,9 @@ from experiments import (
   self_play,
   sft,
 )
-from experiments.build import Config, Split
+from experiments.build import Config
 from experiments.comparison import Arm
+from experiments.corpus import Split
 from experiments.self_play import SelfPlay, Tools
 from prefjax import tasks
 from prefjax.errors import InputError
@@ -84,7 +86,7 @@ def validate(config: Config) -> None:
     if source:
       oracles.check(source)
   # Before a policy is trained, so that too few prompts are told at once.
-  needed(config, len(build.questions(config).train))
+  needed(config, len(corpus.questions(config).train))
 
 
 def _validate_arm(config):
@@ -146,7 +148,7 @@ def played(
   params = play.run()
   sft.save_final(folder, config['train']['steps'], params)
   judge = config['evaluation']['oracle'] or config['oracle']['source']
-  task = build.embedded_task(config['data']['source'])
+  task = corpus.embedded_task(config['data']['source'])
   contest = task if isinstance(task, tasks.Contest) else None
   found = head_to_head.compare(play, oracles.create(judge, tokenizer), contest)
   head_to_head.export(play, folder.name)

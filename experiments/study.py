@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import contextlib
 import dataclasses
 import logging
+import re
 import threading
 import time
 from typing import Any, NamedTuple
@@ -172,10 +173,12 @@ def open_queue(
 def _storage(url, heartbeat):
   # Workers on one file wait for each other; a pool outlives a database's restart.
   patience = {'timeout': 120} if url.startswith('sqlite') else {}
+  # Which driver `postgresql://` means differs between versions of SQLAlchemy.
+  driver = re.sub('^postgresql://', 'postgresql+psycopg://', url)
   for left in reversed(range(_ATTEMPTS)):
     try:
       return RDBStorage(
-        url,
+        driver,
         engine_kwargs={'pool_pre_ping': True, 'connect_args': patience},
         heartbeat_interval=heartbeat,
         grace_period=_GRACE * heartbeat,

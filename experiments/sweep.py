@@ -5,9 +5,9 @@
 
 The config says what is swept (`experiments/points.py`). Trials lie in an Optuna study:
 in the sweep's folder, or in a database that workers on any number of machines share,
-each started with the same command and `--storage=postgresql+psycopg://...`. Started
-again, a sweep goes on; a trial that fails is recorded with its error, and the rest go
-on. All trials share what lies in `--cache`, and those of one process what it compiled.
+each started with the same command and `--storage=postgresql://...`. Started again, a
+sweep goes on; a trial that fails is recorded with its error, and the rest go on. All
+trials share what lies in `--cache`, and those of one process what it compiled.
 """
 
 import contextlib
@@ -78,6 +78,7 @@ def main(arguments: list[str]) -> None:
   opened(sweep)
   queue = open_queue(sweep)
   queue.add(trials(sweep))
+  write_points(sweep, queue)
   if _JOBS.value > 1:
     spread(_JOBS.value)
   else:
@@ -142,35 +143,9 @@ def trials(sweep: Sweep) -> list[dict[str, Any]]:
   if sweep.search:
     return [{'name': f'trial{i:04d}'} for i in range(sweep.search['trials'])]
   return [
-    {'name': one.name, 'label': one.label, 'params': _numbers(one)}
+    {'name': one.name, 'label': one.label, 'params': points.numbers(one)}
     for one in sweep.points.values()
   ]
-
-
-def _numbers(one: Point) -> dict[str, Any]:
-  return {
-    key: value
-    for key, value in one.overrides.items()
-    if isinstance(value, int | float) and not isinstance(value, bool)
-  }
-
-
-def space(sweep: Sweep) -> dict[str, tuple[Any, ...]]:
-  """The declared space, or the range of what the points have chosen."""
-  if sweep.search:
-    return sweep.search['space']
-  values: dict[str, list[Any]] = {}
-  for one in sweep.points.values():
-    for key, value in _numbers(one).items():
-      values.setdefault(key, []).append(value)
-  return {
-    key: (
-      'int' if all(isinstance(x, int) for x in found) else 'uniform',
-      min(found),
-      max(found),
-    )
-    for key, found in values.items()
-  }
 
 
 def spread(jobs: int) -> None:
@@ -207,27 +182,12 @@ def work(sweep: Sweep, queue: Queue) -> None:
 
 def run_trial(sweep: Sweep, queue: Queue, claim: Claim) -> None:
   """Runs one trial and tells the study how it ended."""
-  trial, one = claim.trial, chosen(sweep, claim.trial)
-  told: dict[str, Any] = {}
-  compiled, began = Compilations(), time.perf_counter()
+  trial, compiled, began = claim.trial, Compilations(), time.perf_counter()
   try:
-    summary = _run(sweep, trial, one)
-    told['summary'] = {k: v for k, v in summary.items() if isinstance(v, int | float)}
-    if sweep.metric not in summary:
-      raise TrainingError(
-        f'The run has no {sweep.metric}, the METRIC of {sweep.path}; it has '
-        f'{", ".join(summary)}.'
-      )
-    ended = {'values': float(summary[sweep.metric])}
-  except TrialPruned as pruned:
-    ended, told['pruned'] = {'state': TrialState.PRUNED}, str(pruned)
+    ended, told = _outcome(sweep, trial)
   except (Preempted, KeyboardInterrupt):
     queue.give_back(claim)
     raise
-  except (InputError, TrainingError) as error:
-    ended, told['error'] = {'state': TrialState.FAIL}, str(error)
-  except Exception:
-    ended, told['error'] = {'state': TrialState.FAIL}, traceback.format_exc()
   finally:
     compiled.stop()
   told['seconds'] = round(time.perf_counter() - began, 1)
@@ -236,20 +196,43 @@ def run_trial(sweep: Sweep, queue: Queue, claim: Claim) -> None:
   for key, value in told.items():
     trial.set_user_attr(key, value)
   queue.study.tell(trial, **ended)
-  _say(queue, one, told, ended)
+  _say(queue, trial.user_attrs['name'], told, ended)
+
+
+def _outcome(sweep: Sweep, trial: Trial) -> tuple[dict[str, Any], dict[str, Any]]:
+  """Runs a trial: what the study is told of its end, and its attributes."""
+  try:
+    summary = _run(sweep, trial, chosen(sweep, trial))
+    if sweep.metric not in summary:
+      raise TrainingError(
+        f'The run has no {sweep.metric}, the METRIC of {sweep.path}; it has '
+        f'{", ".join(summary)}.'
+      )
+  except TrialPruned as pruned:
+    return {'state': TrialState.PRUNED}, {'pruned': str(pruned)}
+  except (InputError, TrainingError) as error:
+    return {'state': TrialState.FAIL}, {'error': str(error)}
+  except Preempted:
+    raise
+  except Exception:
+    return {'state': TrialState.FAIL}, {'error': traceback.format_exc()}
+  numbers = {k: v for k, v in summary.items() if isinstance(v, int | float)}
+  return {'values': float(summary[sweep.metric])}, {'summary': numbers}
 
 
 def chosen(sweep: Sweep, trial: Trial) -> Point:
   """The point of a trial."""
   name = trial.user_attrs['name']
-  if sweep.points:
-    one = sweep.points[name]
-    study.suggest(trial, {k: v for k, v in space(sweep).items() if k in one.overrides})
-    return one
-  given = study.suggest(trial, space(sweep))
-  one = points.point(sweep.module, given, sweep.variant, sweep.changed)
-  trial.set_user_attr('label', one.label)
-  return one._replace(name=name)
+  if sweep.search:
+    given = study.suggest(trial, sweep.search['space'])
+    one = points.point(sweep.module, given, sweep.variant, sweep.changed)
+    trial.set_user_attr('label', one.label)
+    return one._replace(name=name)
+  if name not in sweep.points:
+    raise InputError(f'sweep() of {sweep.path} has this point no longer.')
+  one, ranges = sweep.points[name], points.ranges(sweep.points.values())
+  study.suggest(trial, {key: ranges[key] for key in points.numbers(one)})
+  return one
 
 
 def _run(sweep: Sweep, trial: Trial, one: Point) -> dict[str, Any]:
@@ -277,36 +260,39 @@ def _command(sweep: Sweep, one: Point) -> str:
   return points.command(sweep.experiment, sweep.path, one, sweep.changed, folders)
 
 
-def _say(queue, one, told, ended):
+def _say(queue, name, told, ended):
   done = sum(trial.state.is_finished() for trial in queue.trials())
   how = ended.get('values', told.get('pruned') or 'FAILED')
   print(
-    f'{done}/{len(queue.trials())} {one.name}: {how} '
+    f'{done}/{len(queue.trials())} {name}: {how} '
     f'({told["seconds"]:.0f} s, {told["compilations"]} compilations)',
     flush=True,
   )
 
 
-def finish(sweep: Sweep, queue: Queue) -> None:
-  """Writes the points of the sweep and its report; tells what failed."""
-  found = queue.trials()
-  labels = {x.user_attrs['name']: x.user_attrs.get('label', '') for x in found}
+def write_points(sweep: Sweep, queue: Queue) -> None:
+  """Writes the names and labels of the trials, so that a report can be made."""
+  attributes = (trial.user_attrs for trial in queue.trials())
+  labels = {own['name']: own.get('label', '') for own in attributes}
   listed = [{'name': name, 'label': label} for name, label in labels.items()]
   write_json(sweep.folder / runs.POINTS, listed)
+
+
+def finish(sweep: Sweep, queue: Queue) -> None:
+  """Writes what became of the trials, and the report; tells what failed."""
+  write_points(sweep, queue)
+  found = queue.trials()
   with replacing(sweep.folder / 'trials.jsonl') as file:
     for trial in found:
       row = {'trial': trial.number, 'state': trial.state.name, **trial.user_attrs}
       file.write(json.dumps(row) + '\n')
-  failed = [trial for trial in found if 'error' in trial.user_attrs]
   if any(trial.state == TrialState.COMPLETE for trial in found):
-    page = report.write([sweep.folder], sweep.folder / 'report')
-    print(f'report: {page}')
-  if failed:
-    lines = ''.join(
-      f'\n  {trial.user_attrs["name"]}: {trial.user_attrs["error"].strip()}'
-      for trial in failed
-    )
-    raise TrainingError(f'{len(failed)} of {len(found)} trials failed:{lines}')
+    print(f'report: {report.write([sweep.folder], sweep.folder / "report")}')
+  told = {trial.user_attrs['name']: trial.user_attrs for trial in found}
+  errors = {name: own['error'] for name, own in told.items() if 'error' in own}
+  if errors:
+    lines = ''.join(f'\n  {name}: {error.strip()}' for name, error in errors.items())
+    raise TrainingError(f'{len(errors)} of {len(told)} trials failed:{lines}')
 
 
 if __name__ == '__main__':

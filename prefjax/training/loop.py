@@ -13,13 +13,10 @@ import jax.numpy as jnp
 
 from prefjax.data.pipeline import Batches
 from prefjax.errors import InputError, Preempted
-from prefjax.training import guards
-from prefjax.training import metrics as metrics_lib
+from prefjax.training import guards, session
 from prefjax.training.checkpoints import Checkpoints
 from prefjax.training.mesh import place, place_batch, placement
-from prefjax.training.metrics import MetricWriter, PhaseClock
-from prefjax.training.monitor import Compilations
-from prefjax.training.progress import Progress
+from prefjax.training.metrics import PhaseClock
 from prefjax.training.step import Step, hyper, initial_state
 
 
@@ -37,15 +34,7 @@ class Plan:
   profile_steps: int = 3
 
   def __post_init__(self):
-    for field in dataclasses.fields(self):
-      if field.type is not int:
-        continue
-      least = 0 if field.name == 'profile_from' else 1
-      if getattr(self, field.name) < least:
-        raise InputError(
-          f'train.{field.name} must be at least {least}, '
-          f'got {getattr(self, field.name)}.'
-        )
+    session.check_plan(self, may_be_zero=('profile_from',))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -97,7 +86,6 @@ class Loop:
   def run(self, params: Any) -> tuple[Any, dict[str, float]]:
     """The trained parameters and the last evaluation. `params` is not consumed."""
     self._hyper = hyper(self.step.objective, self.step.optimizer)
-    self._last: dict[str, float] = {}
     self._profiling = False
     with contextlib.ExitStack() as stack:
       saver = stack.enter_context(
@@ -121,28 +109,21 @@ class Loop:
       if self.step.mesh is not None:
         state = place(state, self.step.mesh)
         self.say(placement(state['policy']['params'], self.step.mesh))
-      found = saver.restore(state)
-      start = 0 if found is None else found.step
-      for note in () if found is None else found.notes:
-        self.say(note)
-      metrics_lib.truncate(self.folder, -1 if found is None else start)
-      if found is not None:
-        state, self._last = found.state, found.metadata.get('evaluation', {})
-        self.say(f'{self.description}: going on from step {start}')
+      going_on = f'{self.description}: going on from step'
+      state, start, self._last = session.resumed(
+        saver, state, self.folder, say=self.say, going_on=going_on
+      )
     return state, start
 
   def _train(self, stack, saver, state, start):
-    writer = stack.enter_context(
-      MetricWriter(
-        self.folder,
-        purge_step=start + 1 if start else None,
-        wandb_project=self.wandb_project,
-      )
+    writer, progress, stop, compiled = session.opened(
+      stack,
+      self.folder,
+      start=start,
+      total=self.plan.steps,
+      description=self.description,
+      wandb_project=self.wandb_project,
     )
-    progress = stack.enter_context(Progress(self.plan.steps, self.description))
-    stop = stack.enter_context(guards.stop_signal())
-    compiled = Compilations()
-    stack.callback(compiled.stop)
     log = _Log(self, writer, progress, compiled)
     if start == 0 and self.held_out is not None:
       self._evaluate(writer, state, 0)

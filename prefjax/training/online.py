@@ -18,19 +18,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from prefjax.errors import InputError, Preempted
+from prefjax.errors import Preempted
 from prefjax.objectives.policy_gradient import group_tokens
-from prefjax.training import guards, workdir
+from prefjax.training import guards, session, workdir
 from prefjax.training import metrics as metrics_lib
 from prefjax.training.checkpoints import Checkpoints
 from prefjax.training.correction import Correction
 from prefjax.training.loop import tokens
-from prefjax.training.mesh import on_host, place, place_batch, placement
-from prefjax.training.metrics import MetricWriter, PhaseClock
-from prefjax.training.minibatches import Cutter, gathered
-from prefjax.training.monitor import Compilations
+from prefjax.training.mesh import place, placement
+from prefjax.training.metrics import PhaseClock
+from prefjax.training.minibatches import Cutter
 from prefjax.training.process import ProcessModel
-from prefjax.training.progress import Progress
+from prefjax.training.scoring import Scoring, placed
 from prefjax.training.step import Step, hyper, initial_state
 from prefjax.types import RolloutBatch
 
@@ -56,13 +55,7 @@ class OnlinePlan:
   best: str = ''  # an evaluation metric by which one more checkpoint is kept
 
   def __post_init__(self):
-    for field in dataclasses.fields(self):
-      least = 0 if field.name == 'refresh_every' else 1
-      if field.type is int and getattr(self, field.name) < least:
-        raise InputError(
-          f'train.{field.name} must be at least {least}, '
-          f'got {getattr(self, field.name)}.'
-        )
+    session.check_plan(self, may_be_zero=('refresh_every',))
 
 
 class Collected(NamedTuple):
@@ -118,7 +111,13 @@ class OnlineLoop:
   def run(self, params: Any) -> tuple[Any, dict[str, float]]:
     """The trained parameters and the last evaluation. `params` is not consumed."""
     self._numbers = hyper(self.step.objective, self.step.optimizer, self.temperature)
-    self._last: dict[str, float] = {}
+    self._scoring = Scoring(
+      step=self.step,
+      cutter=self.cutter,
+      critic=self.critic,
+      correction=self.correction,
+      temperature=self.temperature,
+    )
     with contextlib.ExitStack() as stack:
       saver = stack.enter_context(
         Checkpoints(
@@ -150,14 +149,10 @@ class OnlineLoop:
       else:
         self._reference = self._placed(reference)
       state['carry'] = self.carry
-      found = saver.restore(state)
-      start = 0 if found is None else found.step
-      for note in () if found is None else found.notes:
-        self.say(note)
-      metrics_lib.truncate(self.folder, -1 if found is None else start)
-      if found is not None:
-        state, self._last = found.state, found.metadata.get('evaluation', {})
-        self.say(f'{self.description}: going on from iteration {start}')
+      going_on = f'{self.description}: going on from iteration'
+      state, start, self._last = session.resumed(
+        saver, state, self.folder, say=self.say, going_on=going_on
+      )
     return state, start
 
   def _placed(self, tree):
@@ -166,17 +161,14 @@ class OnlineLoop:
     return place(tree, self.step.mesh)
 
   def _train(self, stack, saver, state, start):
-    writer = stack.enter_context(
-      MetricWriter(
-        self.folder,
-        purge_step=start + 1 if start else None,
-        wandb_project=self.wandb_project,
-      )
+    writer, progress, stop, compiled = session.opened(
+      stack,
+      self.folder,
+      start=start,
+      total=self.plan.iterations,
+      description=self.description,
+      wandb_project=self.wandb_project,
     )
-    progress = stack.enter_context(Progress(self.plan.iterations, self.description))
-    stop = stack.enter_context(guards.stop_signal())
-    compiled = Compilations()
-    stack.callback(compiled.stop)
     if start == 0:
       self._evaluate(writer, state, 0)
     for n in range(start, self.plan.iterations):
@@ -249,41 +241,14 @@ class OnlineLoop:
       return state, batch, {}
     with self.clock('reward'):
       model, batch, values = self.process.judge(
-        state['process'], self._process_reference, batch, self.cutter, self._place
+        state['process'], self._process_reference, batch, self.cutter
       )
     return {**state, 'process': model}, batch, values
 
   def _scored(self, batch: RolloutBatch, state: Any) -> RolloutBatch:
     """With what other models say of the responses, as they are before any update."""
-    needs = self.step.objective.needs
-    parts = self.cutter.cut(batch, np.arange(len(batch.prompt_length)))
-    if 'reference_logps' in needs:
-      reference = state.get('reference', None) or self._reference
-      batch = batch.replace(reference_logps=self._logps(reference, parts, batch))
-    if self.correction.level != 'none':
-      own = self._logps(state['policy']['params'], parts, batch)
-      weights = self.correction.weights(own, batch.old_logps, batch.mask)
-      batch = batch.replace(old_logps=own, correction=weights)
-    if self.critic is not None:
-      values = self._values(self.critic, state['critic'], parts, batch)
-      batch = batch.replace(values=values)
-    elif 'values' in needs:
-      values = self._values(self.step, state['policy'], parts, batch)
-      batch = batch.replace(values=values)
-    return batch
-
-  def _logps(self, params, parts, batch):
-    def read(part):
-      found = self.step.score(params, self._place(part), self.temperature)
-      return {'logps': on_host(found.logps)}
-
-    return gathered(parts, read, batch)['logps']
-
-  def _values(self, step, state, parts, batch):
-    def read(part):
-      return {'values': on_host(step.score(state['params'], self._place(part)).values)}
-
-    return gathered(parts, read, batch)['values']
+    reference = state.get('reference', None) or self._reference
+    return self._scoring.scored(batch, state, reference)
 
   def _credited(self, batch: RolloutBatch) -> RolloutBatch:
     """With advantages, of whole groups, and then without what the loss leaves out."""
@@ -299,12 +264,12 @@ class OnlineLoop:
     found, flops, ran = [], 0.0, 0
     for rows in self._minibatches(len(batch.prompt_length), n):
       parts = [part.batch for part in self.cutter.cut(batch, rows)]
-      placed = [self._place(part) for part in parts]
-      policy, metrics = self.step.update(state['policy'], placed, self._numbers)
+      there = [placed(part, self.step) for part in parts]
+      policy, metrics = self.step.update(state['policy'], there, self._numbers)
       state = {**state, 'policy': policy}
       if self.critic is not None:
         numbers = hyper(self.critic.objective, self.critic.optimizer)
-        critic, more = self.critic.update(state['critic'], placed, numbers)
+        critic, more = self.critic.update(state['critic'], there, numbers)
         state = {**state, 'critic': critic}
         metrics |= {f'critic/{name}': value for name, value in more.items()}
       found.append((metrics, parts))
@@ -332,6 +297,3 @@ class OnlineLoop:
       if self.plan.minibatches > 1:
         order = np.random.default_rng([self.seed, n, epoch]).permutation(count)
       yield from np.split(order, self.plan.minibatches)
-
-  def _place(self, batch):
-    return batch if self.step.mesh is None else place_batch(batch, self.step.mesh)

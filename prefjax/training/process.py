@@ -1,18 +1,15 @@
 """A process reward model that learns from outcomes while the policy does: PRIME."""
 
-from collections.abc import Callable
 import dataclasses
 from typing import Any
 
 import jax
 import numpy as np
 
-from prefjax.training.mesh import on_host
-from prefjax.training.minibatches import Cutter, gathered
+from prefjax.training import scoring
+from prefjax.training.minibatches import Cutter
 from prefjax.training.step import State, Step, hyper, initial_state
 from prefjax.types import RolloutBatch
-
-Place = Callable[[RolloutBatch], RolloutBatch]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -43,7 +40,6 @@ class ProcessModel:
     reference: Any,
     batch: RolloutBatch,
     cutter: Cutter,
-    place: Place,
   ) -> tuple[State, RolloutBatch, dict[str, float]]:
     """Learns the outcomes in `batch.label`, then fills `batch.implicit`.
 
@@ -51,20 +47,20 @@ class ProcessModel:
     responses that it has not learnt from. `reference` is `params` where a step wants
     them. The state is donated.
     """
-    rows = np.arange(len(batch.prompt_length))
 
     def logps(params):
-      def read(part):
-        return {'logps': on_host(self.step.score(params, place(part)).logps)}
+      def score(part):
+        return self.step.score(params, part)
 
-      return gathered(cutter.cut(batch, rows), read, batch)['logps']
+      return scoring.read('logps', score, cutter, batch, self.step)
 
     before = logps(reference)
     labelled = batch.replace(reference_logps=before)
     numbers = hyper(self.step.objective, self.step.optimizer)
     found = []
-    for some in np.split(rows, self.updates):
-      parts = [place(part.batch) for part in cutter.cut(labelled, some)]
+    for some in np.split(np.arange(len(batch.prompt_length)), self.updates):
+      cut = cutter.cut(labelled, some)
+      parts = [scoring.placed(part.batch, self.step) for part in cut]
       state, metrics = self.step.update(state, parts, numbers)
       found.append(jax.device_get(metrics))
     beta = self.step.objective.numbers['beta']

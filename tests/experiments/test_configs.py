@@ -33,6 +33,7 @@ SMOKES = [
     ('dpo', f'dpo/hh.py:{name},smoke', True) for name in ('dpo', 'kto', 'simpo', 'sppo')
   ),
   ('dpo', 'dpo/tldr.py:smoke', True),
+  ('dpo', 'dpo/llama3.py:smoke', True),
   ('rm', 'rm/sentiment.py:smoke', False),
   ('rm', 'rm/gsm8k_pairs.py:smoke', True),
   ('rm', 'rm/gsm8k_pairs.py:rank19,smoke', True),
@@ -49,6 +50,7 @@ SMOKES = [
   ('grpo', 'grpo/gsm8k.py:smoke', True),
   ('grpo', 'grpo/game24.py:smoke', True),
   ('grpo', 'grpo/dapo_aime.py:smoke', False),
+  ('grpo', 'grpo/llama3.py:smoke', False),
   ('prm', 'prm/arithmetic.py:smoke', False),
   ('prm', 'prm/ultrainteract.py:smoke', True),
   ('tabular', 'tabular/ipo_bandits.py:smoke', False),

@@ -49,6 +49,17 @@ def test_a_point_is_a_whole_config_with_a_name_and_an_arm():
   assert (config.train.steps, config.model.width) == (5, 32)
 
 
+def test_the_ranges_of_points_are_those_of_their_numbers():
+  given = [
+    {'objective.beta': 1.0, 'seed': 0},
+    {'objective.beta': 0.5, 'seed': 2, 'log.entropy': False},
+  ]
+  found = points.points(module(*given))
+  ranges = {'objective.beta': ('uniform', 0.5, 1.0), 'seed': ('int', 0, 2)}
+  assert points.ranges(found) == ranges
+  assert points.numbers(found[1]) == {'objective.beta': 0.5, 'seed': 2}
+
+
 def test_its_command_says_the_same():
   given = {'objective.beta': 0.5, 'seed': 3, 'label': 'half'}
   (one,) = points.points(module(given), 'smoke', {'train.steps': 5})

@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from experiments import build, preferences
-from experiments.build import Split
+from experiments import build, corpus, preferences
+from experiments.corpus import Split
 from prefjax.data.records import Pair, Record, Skipped
 
 RECORDS = [
@@ -46,6 +46,6 @@ def test_only_training_pairs_are_turned_and_the_key_says_so(monkeypatch):
 
 
 def test_the_data_has_the_runs_seed_or_its_own():
-  assert build.data_seed({'seed': 5, 'data': {}}) == 5
-  assert build.data_seed({'seed': 5, 'data': {'seed': -1}}) == 5
-  assert build.data_seed({'seed': 5, 'data': {'seed': 0}}) == 0
+  assert corpus.data_seed({'seed': 5, 'data': {}}) == 5
+  assert corpus.data_seed({'seed': 5, 'data': {'seed': -1}}) == 5
+  assert corpus.data_seed({'seed': 5, 'data': {'seed': 0}}) == 0

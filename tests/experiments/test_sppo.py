@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from experiments import self_play, sppo
-from experiments.build import Split
+from experiments.corpus import Split
 from experiments.rollouts import Asked
 from experiments.sft import final_params
 from prefjax.data import sources

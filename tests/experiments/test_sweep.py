@@ -113,6 +113,15 @@ def test_an_interrupted_sweep_goes_on_where_it_stopped(sweep):
   assert sweep.started == [*NAMES[:2], *NAMES[2:], NAMES[1]]
 
 
+def test_a_point_that_the_sweep_has_no_longer_is_told(sweep):
+  sweep.fails[0.5, 1] = Preempted('stopped by SIGTERM')
+  assert sweep().code == 143
+  result = sweep(text=GRID.replace('(0.5, 1.0)', '(1.0,)'))
+  assert result.code == 1
+  assert 'beta_0.5,seed=1: sweep() of' in result.err and 'no longer' in result.err
+  assert sweep.started == [*NAMES[:2], *NAMES[2:]]
+
+
 def test_a_dry_run_prints_commands_and_leaves_nothing(sweep):
   result = sweep('--dry_run', '--config.train.steps=7')
   assert result.code == 0

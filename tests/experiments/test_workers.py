@@ -11,7 +11,7 @@ import sys
 import tempfile
 import time
 
-import psycopg2
+import psycopg
 import pytest
 from test_sweep import environment, listed
 
@@ -77,29 +77,38 @@ def database():
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def start(folder, *flags):
-  script, config = folder / 'worker.py', folder / 'swept.py'
+@pytest.fixture
+def start(tmp_path):
+  """`start(*flags)` begins a worker, which does not outlive the test."""
+  script, config = tmp_path / 'worker.py', tmp_path / 'swept.py'
   script.write_text(EXPERIMENT), config.write_text(CONFIG)
   path = os.pathsep.join(map(str, (Path.cwd(), Path.cwd() / 'tests')))
-  return subprocess.Popen(
-    [
-      *(sys.executable, script, '--experiment=dpo', f'--config={config}'),
-      *('--heartbeat=1', *flags),
-      *(f'--workdir={folder}/sweep', f'--cache={folder}/cache'),
-    ],
-    env=environment() | {'PYTHONPATH': path},
-    stdout=subprocess.PIPE,
-    stderr=subprocess.STDOUT,
-    text=True,
-  )
+  with contextlib.ExitStack() as stack:
+
+    def begin(*flags):
+      process = subprocess.Popen(
+        [
+          *(sys.executable, script, '--experiment=dpo', f'--config={config}'),
+          *(f'--workdir={tmp_path}/sweep', f'--cache={tmp_path}/cache'),
+          *('--heartbeat=1', *flags),
+        ],
+        env=environment() | {'PYTHONPATH': path},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+      )
+      stack.enter_context(process)
+      stack.callback(process.kill)
+      return process
+
+    yield begin
 
 
 def running(url):
   """Trials that run now, by the database itself."""
-  with contextlib.closing(psycopg2.connect(url)) as connection:
-    cursor = connection.cursor()
-    cursor.execute("select count(*) from trials where state = 'RUNNING'")
-    return cursor.fetchone()[0]
+  with psycopg.connect(url) as connection:
+    found = connection.execute("select count(*) from trials where state = 'RUNNING'")
+    return found.fetchone()[0]
 
 
 def done(folder):
@@ -127,8 +136,8 @@ def ended_once(folder):
 
 
 @pytest.mark.slow
-def test_two_workers_split_the_trials_and_one_is_killed(tmp_path, database):
-  workers = [start(tmp_path, f'--storage={database}') for _ in range(2)]
+def test_two_workers_split_the_trials_and_one_is_killed(tmp_path, start, database):
+  workers = [start(f'--storage={database}') for _ in range(2)]
   wait_for(lambda: done(tmp_path) >= 2 and running(database) == 2, *workers)
   workers[0].send_signal(signal.SIGKILL)  # in the middle of a trial
   out, _ = workers[1].communicate(timeout=120)
@@ -139,15 +148,15 @@ def test_two_workers_split_the_trials_and_one_is_killed(tmp_path, database):
 
 
 @pytest.mark.slow
-def test_jobs_side_by_side_of_which_one_is_killed(tmp_path):
-  parent = start(tmp_path, '--jobs=2')
+def test_jobs_side_by_side_of_which_one_is_killed(tmp_path, start):
+  parent = start('--jobs=2')
   wait_for(lambda: done(tmp_path) >= 2, parent)
   children = Path(f'/proc/{parent.pid}/task/{parent.pid}/children').read_text().split()
   time.sleep(0.5)  # into the middle of a trial, of a second each
   os.kill(int(children[0]), signal.SIGKILL)
   out, _ = parent.communicate(timeout=120)
   assert parent.returncode == 1 and '-9' in out
-  out, _ = start(tmp_path).communicate(timeout=120)
+  out, _ = start().communicate(timeout=120)
   assert 'report:' in out
   ended = ended_once(tmp_path)
   assert {str(row['process']) for row in ended} == set(children)

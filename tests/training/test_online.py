@@ -195,7 +195,7 @@ def test_killed_anywhere_it_ends_with_the_same_bits(tmp_path, when):
       patch.setattr(Step, 'update', after(10, Step.update))
     elif when == 'accumulation':
       dying = after(23, loop.step._accumulate)
-      patch.setitem(loop.step.__dict__, '_accumulate', dying)
+      patch.setattr(Step, '_accumulate', property(lambda step: dying))
     else:
       patch.setattr(OnlineLoop, '_settle', after(3, OnlineLoop._settle))
     loop.run(tiny.bag_params())
@@ -256,8 +256,7 @@ def test_the_reference_is_the_first_policy_until_it_is_refreshed(tmp_path):
   def spying(self, batch, state):
     found = scored(self, batch, state)
     seen.append(found.reference_logps)
-    parts = self.cutter.cut(batch, np.arange(P))
-    seen.append(self._logps(state['policy']['params'], parts, batch))
+    seen.append(self._scoring.logps(state['policy']['params'], batch))
     return found
 
   scored = OnlineLoop._scored
@@ -356,7 +355,7 @@ def test_a_process_reward_model_learns_before_it_judges(tmp_path):
   state, params = model.start(), model.params
   accuracy = []
   for _ in range(20):
-    state, found, values = model.judge(state, params, batch, cutter, lambda part: part)
+    state, found, values = model.judge(state, params, batch, cutter)
     accuracy.append(values['process/accuracy'])
     ratios = found.implicit
   # The same rollout again and again: it tells right from wrong, and by the tokens.
@@ -372,9 +371,10 @@ def test_a_process_reward_model_learns_before_it_judges(tmp_path):
   np.testing.assert_allclose(ratios, 0.5 * (own - first), atol=1e-5)
   # How the rollout is cut changes nothing.
   cutter = dataclasses.replace(cutter, max_tokens=60, at_once=2)
-  cut = process().start(), params, batch, cutter, lambda part: part
-  whole = process().start(), params, batch, make(tmp_path / 'a').cutter, cut[-1]
-  got, want = (model.judge(*arguments)[1].implicit for arguments in (cut, whole))
+  got, want = (
+    model.judge(model.start(), params, batch, each)[1].implicit
+    for each in (cutter, make(tmp_path / 'a').cutter)
+  )
   np.testing.assert_allclose(got, want, atol=1e-6)
 
 

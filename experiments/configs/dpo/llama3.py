@@ -1,4 +1,4 @@
-"""DPO of Llama 3 on UltraFeedback, for a pod: the sizes that docs/plans are made of.
+"""DPO of Llama 3 on UltraFeedback, for a pod: sizes to plan with.
 
   python -m experiments.plan --config=experiments/configs/dpo/llama3.py \\
     --topology=v5e:8x8

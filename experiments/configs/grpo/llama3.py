@@ -1,4 +1,4 @@
-"""GRPO of Llama-3-8B on GSM8K, for a pod: the sizes that docs/plans are made of.
+"""GRPO of Llama-3-8B on GSM8K, for a pod: sizes to plan with.
 
   python -m experiments.plan --config=experiments/configs/grpo/llama3.py \\
     --topology=v5e:8x8

@@ -8,8 +8,7 @@ rungs. Filtering is dropped where punishment comes, as verl's account of the fin
 recipe has it.
 
 Scale: Qwen2.5-32B on competition mathematics, lengths up to 20,480 tokens; ours a model
-of 0.4 million parameters on sums of up to 32 tokens, few of them cut off, so that what
-is about length has little to do.
+of 0.4 million parameters on sums, of which those of more than 20 tokens are cut off.
 
 Ours: not yet run.
 
@@ -23,15 +22,16 @@ from experiments.configs.grpo import ablations
 METRIC = 'eval/accuracy'
 
 
-def get_config(variant='grpo'):
-  return ablations.get_config(variant, paper='dapo_aime')
+def get_config(variant=''):
+  return ablations.dapo(variant)
 
 
 def rungs(cache):
   """What each rung changes of the one below; `cache` in tokens, before the limit."""
   return {
     'naive GRPO': {
-      'objective.kl': 'none',
+      'objective.aggregate': 'mean_of_sequence_means',
+      'objective.clip_high': 0.2,
       'rewards.overlong_cache': 0,
       'rollout.dynamic': False,
       'rollout.oversample': 1.0,

@@ -27,8 +27,8 @@ WITHOUT = {
 }
 
 
-def get_config(variant='grpo'):
-  return ablations.get_config(variant, paper='dapo_aime')
+def get_config(variant=''):
+  return ablations.dapo(variant)
 
 
 def sweep(variant=''):

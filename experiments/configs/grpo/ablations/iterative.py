@@ -20,7 +20,7 @@ from experiments.configs.grpo import ablations
 METRIC = 'eval/accuracy'
 
 
-def get_config(variant='grpo'):
+def get_config(variant=''):
   return ablations.get_config(variant)
 
 

@@ -1,0 +1,56 @@
+"""What the parts of DAPO do, in seeded runs of ten iterations."""
+
+import numpy as np
+import pytest
+from test_runs import run
+
+from prefjax.training import metrics
+
+CONFIG = '--config=experiments/configs/grpo/dapo_arithmetic.py'
+SHORT = (
+  '--config.train.iterations=10',
+  '--config.train.eval_every=10',
+  '--config.evaluation.prompts=8',
+)
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+  return tmp_path_factory.mktemp('dapo')
+
+
+@pytest.fixture
+def rows(command, cache, folder):
+  """The iterations of the run of a part, which is made once."""
+
+  def of(part):
+    config = f'{CONFIG}:{part}'
+    result = run(command, folder / part, cache, *SHORT, config=config, name='grpo')
+    assert result.code == 0, result.err
+    found = metrics.read(folder / part / 'metrics.jsonl')
+    return [row for row in found if 'loss' in row]
+
+  return of
+
+
+def last(rows, name, count=4):
+  return np.mean([row[name] for row in rows[-count:]])
+
+
+@pytest.mark.slow
+def test_clip_higher_keeps_entropy(rows):
+  naive, higher = rows('naive'), rows('clip_higher')
+  # Sixteen updates a rollout: at one, no bound would hold anything back.
+  assert last(naive, 'clipped_high') > 0
+  assert last(higher, 'entropy') > last(naive, 'entropy')
+
+
+@pytest.mark.slow
+def test_no_group_is_without_spread_and_few_responses_are_cut_off(rows):
+  naive, dapo = rows('naive'), rows('dapo')
+  assert any(row['groups/zero_spread'] > 0 for row in naive)
+  assert all(row['groups/zero_spread'] == 0 for row in dapo)
+  assert all(row['groups/kept'] == 32 for row in dapo)
+  first = dapo[0]['sampled/truncated']
+  assert last(dapo, 'sampled/truncated') < 0.5 * first
+  assert last(dapo, 'sampled/truncated') < last(naive, 'sampled/truncated')
