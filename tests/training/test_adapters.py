@@ -50,7 +50,9 @@ def halves(batch):
   return [tiny.take(batch, rows, l=6, t=7) for rows in (range(4), range(4, 8))]
 
 
-@pytest.mark.parametrize('objective', ['sum', 'aot'])
+@pytest.mark.parametrize(
+  'objective', ['sum', pytest.param('aot', marks=pytest.mark.slow)]
+)
 def test_gradients_are_those_of_all_weights_by_the_chain_rule(objective, x64):
   """With W' = W + s A B: dA = s dW' B^T and dB = s A^T dW', whatever the objective."""
   adapted = step(objective, RAISED)
@@ -103,7 +105,9 @@ def test_the_reference_is_the_base_and_first_all_log_ratios_are_zero():
   np.testing.assert_allclose(values['loss'], np.log(2), atol=1e-6)
 
 
-@pytest.mark.parametrize('mesh', MESHES)
+@pytest.mark.parametrize(
+  'mesh', [pytest.param('data', marks=pytest.mark.slow), 'fsdp and tensor']
+)
 def test_meshes_say_what_one_device_says(mesh):
   batch = tiny.batch(vocab=32)
   state, metrics = tiny.updated(step('dpo', CUT), adapters(CUT), [batch])
