@@ -57,7 +57,7 @@ def test_what_stays_is_drawn_by_the_seed_and_keeps_its_steps():
 
 def test_labels_of_steps_by_hand():
   records = [record('a', 1, 0, steps=3), record('b', 0)]
-  found = [[[[0, 1, 0, 0], [1, 1, 1, 1]], [[0, 1, 1, 0], [0, 0, 0, 0]]], [[]]]
+  found = [[[[0.0, 1.0, 0.0, 0.0], [1.0] * 4], [[0.0, 1.0, 1.0, 0.0], [0.0] * 4]], [[]]]
   hard = outcomes.labelled(records, 'hard', found)
   assert hard[0].step_labels == ((1.0, 1.0, 1.0), (1.0, 0.0, 0.0))
   soft = outcomes.labelled(records, 'soft', found)

@@ -38,12 +38,13 @@ def get_config(variant=''):
     head_dim=128,
     mlp_width=14_336,
     max_positions=131_072,
+    rope_theta=500_000.0,
     tied_embeddings=False,
     attention='blocked',
     remat='full',
     dtype='bfloat16',
   )
-  config.tokenizer.path = 'llama31.model'
+  config.tokenizer.path = 'llama31.json'
   config.policy.checkpoint = 'llama31_8b_instruct'
   config.data.update(
     source='jsonl:ultrainteract/rollouts.jsonl',
@@ -80,6 +81,7 @@ def tiny(config):
     head_dim=32,
     mlp_width=352,
     max_positions=1024,
+    rope_theta=10_000.0,
     tied_embeddings=True,
     attention='dense',
     remat='none',
