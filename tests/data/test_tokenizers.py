@@ -147,6 +147,6 @@ def test_load_knows_a_tokenizer_by_its_name(tokenizer_path, tmp_path):
   path = tmp_path / 'tokenizer_config.json'
   path.write_text('{"char_ords": [97]}')
   assert isinstance(tokenizers.load(str(path)), tokenizers.Characters)
-  for name in ('tokenizer.json', 'model', 'my_tokenizer_config.json'):
-    with pytest.raises(InputError, match=r'known are .*`NAME\.model` .*`char_ords`'):
+  for name in ('tokens.json', 'model', 'my_tokenizer_config.json'):
+    with pytest.raises(InputError, match=r'known are .*`NAME\.model`.*`char_ords`'):
       tokenizers.load(tmp_path / name)

@@ -278,7 +278,7 @@ def test_wrong_shapes_and_dtypes_are_named(tmp_path):
 def test_a_pickle_is_refused_with_advice(tmp_path):
   write(tmp_path, state())
   (tmp_path / 'model.safetensors').rename(tmp_path / 'pytorch_model.bin')
-  with pytest.raises(InputError, match=r"\['pytorch_model\.bin'\].* save_pretrained"):
+  with pytest.raises(InputError, match=r"\['pytorch_model\.bin'\].*save_pretrained"):
     hub.load(tmp_path)
 
 

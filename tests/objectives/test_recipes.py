@@ -22,6 +22,7 @@ NOTHING = [
   'online_dpo',
   'ppo',
   'preferred_ft',
+  'prime',
   'reinforce_pp',
   'rloo',
   'sft',

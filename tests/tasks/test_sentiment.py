@@ -158,7 +158,7 @@ def test_tasks_are_got_by_name():
   task = tasks.get('sentiment')
   assert isinstance(task, tasks.Task)
   assert task.reward('it was', ' superb .') == 0.5
-  with pytest.raises(InputError, match=r"'sentimental'.*\['arithmetic', 'sentiment'\]"):
+  with pytest.raises(InputError, match=r"'sentimental'.*\['arithmetic', .*'sentiment'"):
     tasks.get('sentimental')
 
 
