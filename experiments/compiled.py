@@ -169,12 +169,16 @@ def rollout(config: Config, found: Shapes) -> dict[str, Program]:
   fixed = dict(options=drawer.options(controls))
   sizes = dict(s=len(new.slots), k=size['group_size'], t=data['max_response'], **fixed)
   with sharding.under(mesh):
-    rows = jax.eval_shape(partial(drawer._programs.start, **sizes), params, new, numbers)
+    rows = jax.eval_shape(
+      partial(drawer._programs.start, **sizes), params, new, numbers
+    )
     rows = laid(rows, mesh, _rows_lie)
     steps = jax.ShapeDtypeStruct((), jnp.int32)
     return {
       'prompts': _program(drawer._programs.start, params, new, numbers, **sizes),
-      'decode': _program(drawer._programs.decode, params, rows, steps, numbers, **fixed),
+      'decode': _program(
+        drawer._programs.decode, params, rows, steps, numbers, **fixed
+      ),
     }
 
 
