@@ -300,13 +300,19 @@ def _publish(temporary, directory):
 
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
-  """Waits until no other process of this machine is inside for the same path.
+  """Waits until no other run of this machine is inside for the same path.
 
-  The lock is a file beside `path`; the system frees it when its holder ends.
+  The lock is a file beside `path`; the system frees it when its holder ends. Of the
+  processes of one run the first holds it, for all.
   """
-  path.parent.mkdir(parents=True, exist_ok=True)
-  with path.with_name(f'{path.name}.lock').open('w') as file:
-    fcntl.flock(file, fcntl.LOCK_EX)
+  with contextlib.ExitStack() as held:
+
+    def lock() -> None:
+      path.parent.mkdir(parents=True, exist_ok=True)
+      file = held.enter_context(path.with_name(f'{path.name}.lock').open('w'))
+      fcntl.flock(file, fcntl.LOCK_EX)
+
+    processes.shared(lock)
     yield
 
 
