@@ -76,8 +76,8 @@ def best_threshold(
   shares = np.linspace(0, 1, _THRESHOLDS)
   found = np.unique(np.quantile(values[present], shares, method='nearest'))
   middles = (found[:-1] + found[1:]) / 2
-  tried = [found[0], *middles, np.nextafter(found[-1], np.inf)]
-  return float(tried[np.argmax(np.nan_to_num([measure(t) for t in tried]))])
+  tried = [*map(float, (found[0], *middles, np.nextafter(found[-1], np.inf)))]
+  return tried[np.argmax(np.nan_to_num([measure(t) for t in tried]))]
 
 
 def halves(groups: Sequence[str] | Int[np.ndarray, ' n']) -> Bool[np.ndarray, ' n']:
