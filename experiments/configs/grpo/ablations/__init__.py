@@ -17,10 +17,10 @@ def get_config(variant=''):
   config = blocks.sized(','.join(words), arithmetic.get_config, gsm8k.get_config)
   config.data.seed = 0
   if blocks.PAPER not in words:
-    config.train.update(epochs=2, minibatches=2)
+    config.train.epochs = 2
     if blocks.SMOKE not in words:
       config.rollout.prompts = 32
-      config.train.update(iterations=20, eval_every=5, save_every=20)
+      config.train.update(minibatches=2, iterations=20, eval_every=5, save_every=20)
   return config
 
 
