@@ -6,7 +6,7 @@ least of the values so far.
 
 from collections.abc import Callable, Sequence
 
-from jaxtyping import Bool, Float, Float64, Int
+from jaxtyping import Bool, Float, Float64, Int, Shaped
 import numpy as np
 from scipy import stats
 
@@ -16,6 +16,7 @@ from prefjax.evaluation.statistics import Estimate
 Values = Float[np.ndarray, 'n s']
 Present = Bool[np.ndarray, 'n s']
 Indices = Int[np.ndarray, ' n']
+Groups = Sequence[str] | Shaped[np.ndarray, ' n']  # what rows belong to
 
 _ROUNDS = 200  # of a bootstrap
 _THRESHOLDS = 200  # that are tried
@@ -80,7 +81,7 @@ def best_threshold(
   return tried[np.argmax(np.nan_to_num([measure(t) for t in tried]))]
 
 
-def halves(groups: Sequence[str] | Int[np.ndarray, ' n']) -> Bool[np.ndarray, ' n']:
+def halves(groups: Groups) -> Bool[np.ndarray, ' n']:
   """Two halves of the groups; what belongs together (a problem) lies in one."""
   _, index = np.unique(np.asarray(groups), return_inverse=True)
   return index % 2 == 0
@@ -90,7 +91,7 @@ def located(
   values: Values,
   present: Present,
   first_error: Indices,
-  groups: Sequence[str] | Int[np.ndarray, ' n'],
+  groups: Groups,
 ) -> Indices:
   """First errors named with a threshold that the other half of the groups chose.
 
@@ -114,7 +115,7 @@ def classified(
   values: Values,
   right: Bool[np.ndarray, 'n s'],
   known: Present,
-  groups: Sequence[str] | Int[np.ndarray, ' n'],
+  groups: Groups,
 ) -> Bool[np.ndarray, 'n s']:
   """Whether each step is told right from wrong, thresholds as in `located`."""
   first = halves(groups)
@@ -132,7 +133,7 @@ def classified(
 
 def bootstrapped(
   statistic: Callable[[Indices], float],
-  groups: Sequence[str] | Int[np.ndarray, ' n'],
+  groups: Groups,
   *,
   seed: int = 0,
 ) -> Estimate:

@@ -22,9 +22,9 @@ RUNS = {
     '--config.train.eval_every=40',
     '--config.optimizer.learning_rate=1e-5',
   ),
-  'grpo': ('--config=tests/experiments/busy.py', '--config.train.iterations=12'),
+  'grpo': ('--config=tests/experiments/busy.py', '--config.train.iterations=8'),
 }
-SEEN = {'dpo': 12, 'grpo': 4}  # lines of metrics before a run is disturbed
+SEEN = {'dpo': 12, 'grpo': 3}  # lines of metrics before a run is disturbed
 LIMIT = 240  # seconds of one start
 HEARTBEAT = 10  # seconds
 TOLERANCE = 2e-5
@@ -158,6 +158,8 @@ def test_a_killed_process_ends_the_other_and_the_run_goes_on_elsewhere(
   whole, tmp_path, victim
 ):
   name, folder, _ = whole
+  if (name, victim) == ('grpo', 0):
+    pytest.skip('which of them dies is tried with dpo')
   with_cache(folder, tmp_path)
   run = start(tmp_path, name, *CUT)
   wait_for(tmp_path / 'run' / 'metrics.jsonl', SEEN[name], run)
