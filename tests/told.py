@@ -9,7 +9,7 @@ from prefjax.evaluation import runs
 
 def leave(folder, *, seed=0, beta=0.1, name='dpo', rollouts=False, done=True):
   """A run whose KL is 1 / beta and a little more with every seed."""
-  folder.mkdir(parents=True)
+  folder.mkdir(parents=True, exist_ok=True)
   train = {'iterations': 4} if rollouts else {'steps': 4}
   config = {'seed': seed, 'objective': {'name': name, 'beta': beta}, 'train': train}
   (folder / 'config.json').write_text(json.dumps({'config': config}))

@@ -79,8 +79,9 @@ def test_other_runs_with_adapters(command, cache, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_run_from_a_published_checkpoint_and_its_export(command, cache, tmp_path):
+def test_a_run_from_a_published_checkpoint_and_its_export(command, tmp_path):
   """What a run exports is what the next one starts from, tokenizer and all."""
+  cache = tmp_path / 'cache'  # with one tokenizer
   first = tmp_path / 'first'
   config = CONFIGS['dpo']
   assert run(command, first, cache, 'dpo', config).code == 0

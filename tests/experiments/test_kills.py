@@ -59,7 +59,6 @@ _PRM: dict[str, Seen] = {
   'training': lambda cache, run: lines(run / 'dpo' / 'metrics.jsonl') > 1,
   'continuing': lambda cache, run: any(cache.glob('continued-*/*.tmp-*')),
   'scoring': lambda cache, run: any((run / 'mc_soft').glob('scores-*.tmp-*')),
-  'reporting': _DPO['reporting'],
 }
 _SPPO: dict[str, Seen] = {
   'sampling': lambda cache, run: any(run.glob('iteration-1/responses.jsonl.tmp')),
