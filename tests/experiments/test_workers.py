@@ -19,13 +19,14 @@ from prefjax.evaluation import runs
 
 # What a trial does here is to wait: which worker runs it is all that matters.
 EXPERIMENT = """
-import sys, time
+import os, sys, time
 from experiments import dpo, launch, sweep
 import told
 
 def run(config, workdir, cache):
   time.sleep(1.0)
   told.leave(workdir, beta=config['objective']['beta'], seed=config['seed'])
+  (workdir / 'worker').write_text(str(os.getpid()))
 
 dpo.main = run
 launch.command(sweep.main)
@@ -111,8 +112,9 @@ def running(url):
     return found.fetchone()[0]
 
 
-def done(folder):
-  return len(list((folder / 'sweep' / runs.TRIALS).glob('*/DONE')))
+def both_ended_some(folder):
+  found = (folder / 'sweep' / runs.TRIALS).glob('*/worker')
+  return len({path.read_text() for path in found} - {''}) == 2
 
 
 def wait_for(ready, *processes):
@@ -138,7 +140,7 @@ def ended_once(folder):
 @pytest.mark.slow
 def test_two_workers_split_the_trials_and_one_is_killed(tmp_path, start, database):
   workers = [start(f'--storage={database}') for _ in range(2)]
-  wait_for(lambda: done(tmp_path) >= 2 and running(database) == 2, *workers)
+  wait_for(lambda: both_ended_some(tmp_path) and running(database) == 2, *workers)
   workers[0].send_signal(signal.SIGKILL)  # in the middle of a trial
   out, _ = workers[1].communicate(timeout=120)
   assert workers[1].returncode == 0, out
@@ -150,7 +152,7 @@ def test_two_workers_split_the_trials_and_one_is_killed(tmp_path, start, databas
 @pytest.mark.slow
 def test_jobs_side_by_side_of_which_one_is_killed(tmp_path, start):
   parent = start('--jobs=2')
-  wait_for(lambda: done(tmp_path) >= 2, parent)
+  wait_for(lambda: both_ended_some(tmp_path), parent)
   children = Path(f'/proc/{parent.pid}/task/{parent.pid}/children').read_text().split()
   time.sleep(0.5)  # into the middle of a trial, of a second each
   os.kill(int(children[0]), signal.SIGKILL)
