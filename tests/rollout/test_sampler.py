@@ -193,6 +193,8 @@ def test_left_padding_changes_nothing():
 
 
 def test_controls_and_stop_ids_are_traced(monkeypatch):
+  greedy, unending = draw('llama', greedy=True), draw('llama', stop_ids=())
+  jax.clear_caches()  # samplers of one kind share their programs
   traces, real = [], decoding.decode
 
   def counting(*args):
@@ -208,14 +210,14 @@ def test_controls_and_stop_ids_are_traced(monkeypatch):
     return collect(sampler.stream(*args, stop_ids=stop_ids, **options)).tokens
 
   cold, warm, hot = (tokens(temperature=t) for t in (1e-3, 1.0, 2.0))
-  np.testing.assert_array_equal(cold, draw('llama', greedy=True).tokens)
+  np.testing.assert_array_equal(cold, greedy.tokens)
   assert (warm != hot).any()
   # Every prompt has a set of its own, and the last one never stops.
   sets = np.asarray([[3, 7], [7, 3], [11, -1], [-1, -1]], np.int32)
   own = tokens(stop_ids=sets)
   assert len(traces) == 1
   np.testing.assert_array_equal(own[:2], warm[:2])
-  np.testing.assert_array_equal(own[3], draw('llama', stop_ids=()).tokens[3])
+  np.testing.assert_array_equal(own[3], unending.tokens[3])
   few = [tokens(top_k=k, top_p=p) for k, p in ((1, 1.0), (2, 1.0), (0, 0.3))]
   assert len(traces) == 2
   np.testing.assert_array_equal(few[0], cold)
