@@ -1,6 +1,7 @@
 """What every test runs under: CPU, eight fake devices, strict types."""
 
 import os
+from pathlib import Path
 
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 _FLAGS = {
@@ -26,3 +27,15 @@ def x64():
   """Float64 in the test, so that a factor of 1/B cannot hide in rounding."""
   with jax.enable_x64(True):
     yield
+
+
+@pytest.fixture(scope='module', autouse=True)
+def few_programs():
+  """Drops compiled programs, each a dozen mappings of memory, before 65,530 are held.
+
+  That is what Linux lets a process have; XLA aborts at the next one.
+  """
+  yield
+  maps = Path('/proc/self/maps')
+  if maps.exists() and maps.read_text().count('\n') > 20_000:
+    jax.clear_caches()
