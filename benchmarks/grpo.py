@@ -98,7 +98,7 @@ def collector(w: Any, args: Any, graph: Any, clock: Any, generate: list[float]):
   import jax
   import numpy as np
 
-  from experiments.rollouts import as_batch
+  from experiments.parts.rollouts import as_batch
   from prefjax.rewards.judge import Judged
   from prefjax.rollout.groups import Request
   from prefjax.rollout.responses import Roller

@@ -13,9 +13,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments import adapted, build, corpus, launch
-from experiments.build import Config
-from experiments.corpus import Split
+from experiments.parts import adapted, build, corpus, launch
+from experiments.parts.build import Config
+from experiments.parts.corpus import Split
 from prefjax.data.pipeline import Batches
 from prefjax.data.records import Pair, Record
 from prefjax.models import decoder

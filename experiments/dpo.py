@@ -11,10 +11,11 @@ from typing import Any, NamedTuple
 import jax
 import jaxlib
 
-from experiments import adapted, build, evaluate, launch, preferences, sft
-from experiments.adapted import Trained
-from experiments.build import Config, Model
-from experiments.corpus import Split
+from experiments import sft
+from experiments.parts import adapted, build, evaluate, launch, preferences
+from experiments.parts.adapted import Trained
+from experiments.parts.build import Config, Model
+from experiments.parts.corpus import Split
 from prefjax.data.pipeline import Batches
 from prefjax.data.tokenizers import Tokenizer
 from prefjax.training import checks, monitor

@@ -10,7 +10,8 @@ from typing import Any
 
 from absl import flags
 
-from experiments import build, launch, sft
+from experiments import sft
+from experiments.parts import build, launch
 from prefjax.data import sources
 from prefjax.errors import InputError
 from prefjax.models import config as model_configs

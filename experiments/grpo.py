@@ -8,7 +8,8 @@ import contextlib
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from experiments import (
+from experiments import sft
+from experiments.parts import (
   adapted,
   build,
   corpus,
@@ -17,12 +18,11 @@ from experiments import (
   reward_models,
   rollouts,
   samplers,
-  sft,
 )
-from experiments.adapted import Trained
-from experiments.build import Config, Model
-from experiments.corpus import Split
-from experiments.rollouts import Rollouts
+from experiments.parts.adapted import Trained
+from experiments.parts.build import Config, Model
+from experiments.parts.corpus import Split
+from experiments.parts.rollouts import Rollouts
 from prefjax.data import buckets
 from prefjax.data.tokenizers import Tokenizer
 from prefjax.errors import InputError

@@ -19,8 +19,8 @@ from absl import flags
 import jax
 from jax.experimental import topologies
 
-from experiments import bounds, build, compiled, launch
-from experiments.build import Config
+from experiments.parts import bounds, build, compiled, launch
+from experiments.parts.build import Config
 from prefjax.errors import InputError, TrainingError
 from prefjax.training.chips import TPUS, Chip
 from prefjax.training.online import OnlinePlan

@@ -6,11 +6,12 @@ python -m experiments.prm --config=experiments/configs/prm/arithmetic.py
 import dataclasses
 from pathlib import Path
 
-from experiments import build, corpus, launch, pools, process_table, sft
-from experiments.build import Config
-from experiments.corpus import Split
-from experiments.pools import Author, Pool
-from experiments.process_models import Member, Workshop, members
+from experiments import sft
+from experiments.parts import build, corpus, launch, pools, process_table
+from experiments.parts.build import Config
+from experiments.parts.corpus import Split
+from experiments.parts.pools import Author, Pool
+from experiments.parts.process_models import Member, Workshop, members
 from prefjax.data import solutions
 from prefjax.data.records import Record
 from prefjax.errors import InputError

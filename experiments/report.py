@@ -12,7 +12,8 @@ from pathlib import Path
 
 from absl import flags
 
-from experiments import launch, points, reproduction
+from experiments import points
+from experiments.parts import launch, reproduction
 from prefjax.errors import InputError
 from prefjax.evaluation import comparison, runs
 

@@ -13,10 +13,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments import adapted, build, launch, preferences, reward_models, sft
-from experiments.adapted import Trained
-from experiments.build import Config
-from experiments.corpus import Split
+from experiments import sft
+from experiments.parts import adapted, build, launch, preferences, reward_models
+from experiments.parts.adapted import Trained
+from experiments.parts.build import Config
+from experiments.parts.corpus import Split
 from prefjax.data import sources
 from prefjax.data.ordered import ordered
 from prefjax.data.pipeline import Batches

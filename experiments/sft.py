@@ -10,8 +10,8 @@ from typing import Any
 
 import jax
 
-from experiments import build, corpus, launch, published
-from experiments.build import Config
+from experiments.parts import build, corpus, launch, published
+from experiments.parts.build import Config
 from prefjax.data.tokenizers import Tokenizer
 from prefjax.errors import InputError
 from prefjax.evaluation.report import write_report

@@ -12,21 +12,20 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments import (
+from experiments import grpo, sft
+from experiments.parts import (
   build,
   comparison,
   corpus,
-  grpo,
   head_to_head,
   launch,
   oracles,
   self_play,
-  sft,
 )
-from experiments.build import Config
-from experiments.comparison import Arm
-from experiments.corpus import Split
-from experiments.self_play import SelfPlay, Tools
+from experiments.parts.build import Config
+from experiments.parts.comparison import Arm
+from experiments.parts.corpus import Split
+from experiments.parts.self_play import SelfPlay, Tools
 from prefjax import tasks
 from prefjax.errors import InputError
 from prefjax.rewards import wins

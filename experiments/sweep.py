@@ -24,9 +24,10 @@ from typing import Any, NamedTuple
 
 from absl import flags
 
-from experiments import launch, points, report, study
+from experiments import points, report
+from experiments.parts import launch, study
+from experiments.parts.study import Claim, Queue, Trial, TrialPruned, TrialState
 from experiments.points import Point
-from experiments.study import Claim, Queue, Trial, TrialPruned, TrialState
 from prefjax.errors import InputError, Preempted, TrainingError
 from prefjax.evaluation import runs
 from prefjax.training import metrics

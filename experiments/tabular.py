@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from experiments import launch
+from experiments.parts import launch
 from prefjax.errors import InputError
 from prefjax.evaluation.plots import Band, bands
 from prefjax.objectives import links

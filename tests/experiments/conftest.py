@@ -12,7 +12,6 @@ from experiments import (
   check,
   dpo,
   grpo,
-  launch,
   plan,
   prm,
   report,
@@ -22,6 +21,7 @@ from experiments import (
   sweep,
   tabular,
 )
+from experiments.parts import launch
 
 MAINS = {
   'dpo': dpo.main,

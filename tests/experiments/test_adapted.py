@@ -8,7 +8,8 @@ import originals
 import pytest
 from test_runs import lasting
 
-from experiments import export, published, sft
+from experiments import export, sft
+from experiments.parts import published
 from prefjax.errors import InputError
 from prefjax.models import decoder, hub
 from prefjax.training.checkpoints import Checkpoints

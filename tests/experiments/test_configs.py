@@ -8,7 +8,8 @@ import jax
 import ml_collections as mlc
 import pytest
 
-from experiments import build, points, process_models, reproduction, sft
+from experiments import points, sft
+from experiments.parts import build, process_models, reproduction
 from prefjax import objectives
 from prefjax.models import decoder
 

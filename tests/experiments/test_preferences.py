@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from experiments import build, corpus, preferences
-from experiments.corpus import Split
+from experiments.parts import build, corpus, preferences
+from experiments.parts.corpus import Split
 from prefjax.data.records import Pair, Record, Skipped
 
 RECORDS = [

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import tiny
 
-from experiments import pools, process_steps
-from experiments.pools import Author
+from experiments.parts import pools, process_steps
+from experiments.parts.pools import Author
 from prefjax.data.records import Record
 from prefjax.rollout.sampler import Samples
 from prefjax.tasks import arithmetic

@@ -8,9 +8,10 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import self_play, sppo
-from experiments.corpus import Split
-from experiments.rollouts import Asked
+from experiments import sppo
+from experiments.parts import self_play
+from experiments.parts.corpus import Split
+from experiments.parts.rollouts import Asked
 from experiments.sft import final_params
 from prefjax.data import sources
 from prefjax.data.questions import Question

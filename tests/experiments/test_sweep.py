@@ -10,7 +10,8 @@ from optuna.trial import TrialState
 import pytest
 import told
 
-from experiments import dpo, study
+from experiments import dpo
+from experiments.parts import study
 from prefjax.errors import Preempted, TrainingError
 from prefjax.evaluation import runs
 from prefjax.training.metrics import MetricWriter

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 import dataclasses
 from typing import Any
 
-from experiments.build import Config, Model
+from experiments.parts.build import Config, Model
 from prefjax.data.tokenizers import Tokenizer
 from prefjax.errors import InputError
 from prefjax.rollout.draws import Controls

@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 from scipy import special
 
-from experiments import process_steps
-from experiments.build import Config
-from experiments.process_models import Scored
-from experiments.process_steps import shown
+from experiments.parts import process_steps
+from experiments.parts.build import Config
+from experiments.parts.process_models import Scored
+from experiments.parts.process_steps import shown
 from prefjax.data.records import Record
 from prefjax.errors import InputError
 from prefjax.evaluation import plots, selection

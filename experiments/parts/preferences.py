@@ -9,9 +9,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments import build, corpus
-from experiments.build import Config, Model
-from experiments.corpus import Split
+from experiments.parts import build, corpus
+from experiments.parts.build import Config, Model
+from experiments.parts.corpus import Split
 from prefjax import tasks
 from prefjax.data import sources
 from prefjax.data.records import Record, Skipped

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments import build, corpus
+from experiments.parts import build, corpus
 from prefjax.errors import TrainingError
 from prefjax.evaluation.best_of import divergence_bound
 from prefjax.evaluation.report import write_report

@@ -14,10 +14,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments import build, dpo, sft
-from experiments.adapted import Trained
-from experiments.build import Config, Model
-from experiments.corpus import Split
+from experiments import dpo, sft
+from experiments.parts import build
+from experiments.parts.adapted import Trained
+from experiments.parts.build import Config, Model
+from experiments.parts.corpus import Split
 from prefjax.data import prepare
 from prefjax.data.mismatched import mismatched
 from prefjax.data.questions import Question

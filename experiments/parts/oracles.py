@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments import reward_models
+from experiments.parts import reward_models
 from prefjax import tasks
 from prefjax.data.encoding import Example, encode
 from prefjax.data.records import Record

@@ -5,8 +5,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments.build import Config
-from experiments.process_models import Scored
+from experiments.parts.build import Config
+from experiments.parts.process_models import Scored
 from prefjax.data.records import Record
 from prefjax.evaluation import steps
 from prefjax.evaluation.statistics import Estimate

@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 
-from experiments.build import Config
+from experiments.parts.build import Config
 from prefjax.data import sources
 from prefjax.errors import InputError
 from prefjax.models import config as model_configs

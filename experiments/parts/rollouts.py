@@ -9,10 +9,10 @@ import grain
 import jax
 import numpy as np
 
-from experiments import build, rollout_metrics, samplers
-from experiments.adapted import Trained
-from experiments.build import Config
-from experiments.corpus import Split
+from experiments.parts import build, rollout_metrics, samplers
+from experiments.parts.adapted import Trained
+from experiments.parts.build import Config
+from experiments.parts.corpus import Split
 from prefjax.data.encoding import encode_prompt
 from prefjax.data.questions import Question
 from prefjax.data.tokenizers import Tokenizer

@@ -6,12 +6,13 @@ import functools
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from experiments import build, corpus, dpo, pools, process_scores, sft
-from experiments.adapted import Trained
-from experiments.build import Config
-from experiments.corpus import Split
-from experiments.pools import Author, Continued
-from experiments.process_scores import Steps
+from experiments import dpo, sft
+from experiments.parts import build, corpus, pools, process_scores
+from experiments.parts.adapted import Trained
+from experiments.parts.build import Config
+from experiments.parts.corpus import Split
+from experiments.parts.pools import Author, Continued
+from experiments.parts.process_scores import Steps
 from prefjax.data import prepare
 from prefjax.data.mismatched import mismatched
 from prefjax.data.pipeline import Batches

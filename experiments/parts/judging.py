@@ -5,8 +5,8 @@ from typing import Any
 
 import jax
 
-from experiments import build
-from experiments.build import Config
+from experiments.parts import build
+from experiments.parts.build import Config
 from prefjax.errors import InputError
 from prefjax.rewards.journal import Journal
 from prefjax.rewards.judge import Judge

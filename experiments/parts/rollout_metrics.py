@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from experiments.build import Config
+from experiments.parts.build import Config
 from prefjax.evaluation import accuracy
 from prefjax.rollout import groups as groups_lib
 from prefjax.rollout.groups import Groups

@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from experiments import corpus
-from experiments.build import Config, Model
-from experiments.corpus import Split
+from experiments.parts import corpus
+from experiments.parts.build import Config, Model
+from experiments.parts.corpus import Split
 from prefjax.data import encoding
 from prefjax.data.records import Record
 from prefjax.data.tokenizers import Tokenizer

@@ -4,8 +4,8 @@ from typing import Any, NamedTuple
 
 import jax
 
-from experiments import build
-from experiments.build import Config, Model
+from experiments.parts import build
+from experiments.parts.build import Config, Model
 from prefjax.models import lora as lora_lib
 from prefjax.models.lora import Lora
 

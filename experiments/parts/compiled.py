@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import adapted, build, samplers
-from experiments.build import Config, Model
+from experiments.parts import adapted, build, samplers
+from experiments.parts.build import Config, Model
 from prefjax.data.buckets import Cell
 from prefjax.data.pipeline import assemble
 from prefjax.errors import InputError

@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 from flax import nnx
 import jax
 
-from experiments import corpus
-from experiments.corpus import Config, Split
+from experiments.parts import corpus
+from experiments.parts.corpus import Config, Split
 from prefjax import objectives
 from prefjax.data import buckets, prepare
 from prefjax.data.mismatched import mismatched

@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments import self_play
-from experiments.build import Config
+from experiments.parts import self_play
+from experiments.parts.build import Config
 from prefjax.evaluation.plots import Band, bands
 from prefjax.evaluation.report import write_report
 from prefjax.training.workdir import Run

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from experiments import self_play
-from experiments.self_play import Rows, SelfPlay
+from experiments.parts import self_play
+from experiments.parts.self_play import Rows, SelfPlay
 from prefjax import tasks
 from prefjax.evaluation import win_rate
 from prefjax.rewards.oracles import Oracle

@@ -7,9 +7,9 @@ import jax
 import jaxlib
 import numpy as np
 
-from experiments import build
-from experiments.build import Config
-from experiments.compiled import Program, Shapes, bytes_here
+from experiments.parts import build
+from experiments.parts.build import Config
+from experiments.parts.compiled import Program, Shapes, bytes_here
 from prefjax.data.pipeline import assemble
 from prefjax.models.sharding import AXES
 from prefjax.training.chips import Chip
