@@ -1,4 +1,4 @@
-"""What the parts of DAPO do, in seeded runs of ten iterations."""
+"""What the parts of DAPO do, in seeded runs of six iterations."""
 
 import numpy as np
 import pytest
@@ -8,8 +8,8 @@ from prefjax.training import metrics
 
 CONFIG = '--config=experiments/configs/grpo/dapo_arithmetic.py'
 SHORT = (
-  '--config.train.iterations=10',
-  '--config.train.eval_every=10',
+  '--config.train.iterations=6',
+  '--config.train.eval_every=6',
   '--config.evaluation.prompts=8',
 )
 
@@ -33,7 +33,7 @@ def rows(command, cache, folder):
   return of
 
 
-def last(rows, name, count=4):
+def last(rows, name, count=3):
   return np.mean([row[name] for row in rows[-count:]])
 
 

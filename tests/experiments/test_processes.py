@@ -169,5 +169,5 @@ def test_a_killed_process_ends_the_other_and_the_run_goes_on_elsewhere(
   assert time.monotonic() - since < 4 * HEARTBEAT
   assert run[1 - victim].returncode != 0
   # On one process and another mesh: the same run to float tolerance.
-  finish(tmp_path, name, '--config.mesh.data=2', '--config.mesh.fsdp=4', processes=1)
+  finish(tmp_path, name, '--config.mesh.data=4', '--config.mesh.tensor=2', processes=1)
   assert_close(tmp_path / 'run', folder / 'run')
