@@ -1,4 +1,8 @@
-"""What the parts of DAPO do, in seeded runs of six iterations."""
+"""What the parts of DAPO do, in seeded runs of six iterations.
+
+The effect of clip-higher is below the noise of so short a run: test_on_policy has it in
+exact expectation.
+"""
 
 import numpy as np
 import pytest
@@ -11,6 +15,10 @@ SHORT = (
   '--config.train.iterations=6',
   '--config.train.eval_every=6',
   '--config.evaluation.prompts=8',
+  # A reference that has begun to learn will do.
+  '--config.reference.train.steps=600',
+  '--config.reference.train.eval_every=600',
+  '--config.reference.train.save_every=600',
 )
 
 
@@ -35,14 +43,6 @@ def rows(command, cache, folder):
 
 def last(rows, name, count=3):
   return np.mean([row[name] for row in rows[-count:]])
-
-
-@pytest.mark.slow
-def test_clip_higher_keeps_entropy(rows):
-  naive, higher = rows('naive'), rows('clip_higher')
-  # Sixteen updates a rollout: at one, no bound would hold anything back.
-  assert last(naive, 'clipped_high') > 0
-  assert last(higher, 'entropy') > last(naive, 'entropy')
 
 
 @pytest.mark.slow

@@ -11,6 +11,7 @@ from objectives import test_laws as laws
 import pytest
 import reference as ref
 import reference_rl as rl
+from scipy import special
 
 from prefjax import objectives
 from prefjax.errors import InputError
@@ -919,9 +920,10 @@ def test_one_step_of_process_supervision_is_outcome_supervision(x64):
 # Expectations over a policy of five one-token responses, each weighed by its chance.
 
 
-def enumerated():
+def enumerated(theta=None):
   """(policy and reference logits, rewards, the rollout), exact in expectation."""
-  theta, other, values = np.random.default_rng(0).normal(size=(3, 5))
+  drawn, other, values = np.random.default_rng(0).normal(size=(3, 5))
+  theta = drawn if theta is None else theta
   logps, reference_logps = (
     jax.nn.log_softmax(jnp.asarray(z)).reshape(1, 5, 1) for z in (theta, other)
   )
@@ -980,6 +982,25 @@ def test_a_kl_in_the_reward_lowers_kl_to_the_reference(x64, recipe, scale):
     return jnp.sum(jax.nn.softmax(z) * values) - 0.5 * kl(z, other)
 
   np.testing.assert_allclose(got, -scale * jax.grad(value)(theta), atol=1e-14)
+
+
+def updated(theta, rewards, updates, clip_high):
+  """The policy after so many exact gradient steps on one rollout of its own."""
+  batch = enumerated(theta)[-1].replace(rewards=rewards.reshape(1, 5, 1))
+  for _ in range(updates):
+    theta = theta - 0.2 * expected_slope(theta, batch, 'dapo', clip_high=clip_high)
+  return jax.nn.softmax(theta)
+
+
+def test_clip_higher_lets_the_rare_and_right_rise_and_keeps_entropy(x64):
+  """DAPO (arXiv:2503.14476), Section 3.1; at one update a rollout no bound holds."""
+  theta = jnp.log(jnp.array([0.4, 0.3, 0.1, 0.1, 0.1]))
+  right = jnp.array([0.0, 0.0, 1.0, 0.0, 0.0])
+  once, same = (updated(theta, right, 1, high) for high in (0.2, 0.28))
+  np.testing.assert_array_equal(once, same)
+  low, high = (updated(theta, right, 16, high) for high in (0.2, 0.28))
+  assert high[2] > low[2] + 0.003
+  assert special.entr(high).sum() > special.entr(low).sum() + 0.001
 
 
 # Aggregation ------------------------------------------------------------------
