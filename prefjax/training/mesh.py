@@ -5,6 +5,7 @@ import functools
 from typing import Any
 
 import jax
+from jax.experimental import mesh_utils
 import numpy as np
 
 from prefjax.errors import InputError
@@ -38,8 +39,12 @@ def create(
     raise InputError(
       f'mesh {axes} does not use the {len(devices)} devices that are here.'
     )
+  # A torus of 4x4x4 has no axis of 8: one of its own is cut.
+  laid_out = mesh_utils.create_device_mesh(
+    sizes, devices, allow_split_physical_axes=True
+  )
   auto = (jax.sharding.AxisType.Auto,) * len(AXES)
-  return jax.make_mesh(sizes, AXES, axis_types=auto, devices=devices)
+  return jax.sharding.Mesh(laid_out, AXES, axis_types=auto)
 
 
 def batch_shardings(batch: Any, mesh: jax.sharding.Mesh) -> Any:

@@ -21,8 +21,9 @@ def get_config(variant='dpo'):
   if blocks.SMOKE in flags:
     return hh.get_config(f'{name},smoke')
   config = hh.get_config(name)
-  config.mesh = dict(data=1, fsdp=0, tensor=1)
-  config.model = model(large='70b' in flags)
+  large = '70b' in flags
+  config.mesh = dict(data=1, fsdp=0, tensor=4 if large else 1)
+  config.model = model(large=large)
   config.tokenizer.path = 'llama3.json'
   config.data.update(
     source='jsonl:ultrafeedback/train.jsonl.gz',
