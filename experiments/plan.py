@@ -85,7 +85,8 @@ def fake_devices() -> None:
     jax.config.update('jax_num_cpu_devices', int(count))
 
 
-def _compile(config: Config, topology: str) -> bounds.Plan:
+def planned(config: Config, topology: str) -> bounds.Plan:
+  """What the programs of a config, compiled for a topology, take."""
   found, chip = devices(topology)
   mesh = build.mesh(config, found)
   start = time.perf_counter()
@@ -98,7 +99,7 @@ def _compile(config: Config, topology: str) -> bounds.Plan:
 
 
 def _plan(config: Config, topology: str) -> bool:
-  plan = _compile(config, topology)
+  plan = planned(config, topology)
   print('\n'.join(plan.lines()))
   return plan.fits
 
@@ -110,7 +111,7 @@ def _search(config: Config, topology: str) -> None:
   for remat in _REMAT:
     rows = 1  # a data shard
     while True:
-      plan = _compile(_changed(config, remat, rows), topology)
+      plan = planned(_changed(config, remat, rows), topology)
       print(f'  {plan.summary()}', flush=True)
       if plan.fits and (best is None or plan.seconds_bound < best.seconds_bound):
         best = plan
@@ -145,7 +146,7 @@ def _weak_scaling(config: Config, names: list[str]) -> None:
     for block, key in (('data', 'batch_size'), ('rollout', 'prompts')):
       if key in changed.get(block, {}):
         changed[block][key] = int(changed[block][key] * scale)
-    print(_compile(changed, name).row(), flush=True)
+    print(planned(changed, name).row(), flush=True)
 
 
 if __name__ == '__main__':
