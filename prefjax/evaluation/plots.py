@@ -16,6 +16,7 @@ BLUE, ORANGE, GREEN, PURPLE = '#0072B2', '#D55E00', '#009E73', '#CC79A7'
 SKY, YELLOW = '#56B4E9', '#E69F00'
 COLOURS = (BLUE, ORANGE, GREEN, PURPLE, YELLOW, SKY)
 INK, _GRID = '#333333', '#dddddd'
+_MOST_INSIDE = 5  # lines of a legend
 _SMOOTH_FROM = 200  # points; more of them are drawn with a moving mean
 _WINDOWS = 50  # of the moving mean, in the length of a run
 
@@ -329,8 +330,10 @@ def blank(title, x, y, height=3.4):
 
 
 def legend(axes):
-  """The legend, where the lines leave it room."""
-  axes.legend(fontsize=8, frameon=False, labelcolor=INK)
+  """The legend: where the lines leave it room, a long one beside them."""
+  several = len(axes.get_legend_handles_labels()[1]) > _MOST_INSIDE
+  beside = dict(loc='upper left', bbox_to_anchor=(1.0, 1.0)) if several else {}
+  axes.legend(fontsize=8, frameon=False, labelcolor=INK, **beside)
 
 
 def png(figure):
