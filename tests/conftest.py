@@ -31,9 +31,9 @@ def x64():
 
 @pytest.fixture(scope='module', autouse=True)
 def few_programs():
-  """Drops compiled programs, each a dozen mappings of memory, before 65,530 are held.
+  """Drops compiled programs before they fill a process's mappings of memory.
 
-  That is what Linux lets a process have; XLA aborts at the next one.
+  Linux grants 65,530, and of all tests one worker held 49,000 and more.
   """
   yield
   maps = Path('/proc/self/maps')

@@ -49,13 +49,8 @@ def of_pool(
   always = steps.bootstrapped(
     lambda i: truth.right[i][truth.known[i]].mean(), truth.group
   )
-  rows = [{'model': 'every step called right', 'accuracy': shown(always)}]
-  for scored in models:
-    for form in process.FORMS[: 1 if scored.member.valued else 2]:
-      values, present = _step_values(scored, 'pool', form, truth)
-      row = {'model': scored.member.name, 'rewards': _form(scored, form)}
-      rows.append(row | _step_numbers(values, present, truth))
-  return rows
+  first = {'model': 'every step called right', 'accuracy': shown(always)}
+  return [first, *_rows(models, 'pool', truth, _step_numbers)]
 
 
 def of_bench(
@@ -67,17 +62,17 @@ def of_bench(
   truth = judged_steps(records, 1)
   # One problem may have several solutions.
   truth = truth._replace(group=np.array([record.prompt for record in records]))
-  rows = []
+  return list(_rows(models, 'bench', truth, _error_numbers))
+
+
+def _rows(models, part, truth, numbers):
+  """A row for each model and, of an implicit one, for each form of its rewards."""
   for scored in models:
-    for form in process.FORMS[: 1 if scored.member.valued else 2]:
-      values, present = _step_values(scored, 'bench', form, truth)
-      row = {'model': scored.member.name, 'rewards': _form(scored, form)}
-      rows.append(row | _error_numbers(values, present, truth))
-  return rows
-
-
-def _form(scored, form):
-  return 'values' if scored.member.valued else form
+    valued = scored.member.valued
+    for form in process.FORMS[:1] if valued else process.FORMS:
+      values, present = _step_values(scored, part, form, truth)
+      row = {'model': scored.member.name, 'rewards': 'values' if valued else form}
+      yield row | numbers(values, present, truth)
 
 
 def _step_values(scored, part, form, truth):

@@ -22,23 +22,12 @@ SHORT = (
 )
 
 
-@pytest.fixture(scope='module')
-def folder(tmp_path_factory):
-  return tmp_path_factory.mktemp('dapo')
-
-
-@pytest.fixture
-def rows(command, cache, folder):
-  """The iterations of the run of a part, which is made once."""
-
-  def of(part):
-    config = f'{CONFIG}:{part}'
-    result = run(command, folder / part, cache, *SHORT, config=config, name='grpo')
-    assert result.code == 0, result.err
-    found = metrics.read(folder / part / 'metrics.jsonl')
-    return [row for row in found if 'loss' in row]
-
-  return of
+def rows(command, folder, cache, part):
+  """The iterations of the run of a part."""
+  config = f'{CONFIG}:{part}'
+  result = run(command, folder / part, cache, *SHORT, config=config, name='grpo')
+  assert result.code == 0, result.err
+  return [r for r in metrics.read(folder / part / 'metrics.jsonl') if 'loss' in r]
 
 
 def last(rows, name, count=3):
@@ -46,8 +35,10 @@ def last(rows, name, count=3):
 
 
 @pytest.mark.slow
-def test_no_group_is_without_spread_and_few_responses_are_cut_off(rows):
-  naive, dapo = rows('naive'), rows('dapo')
+def test_no_group_is_without_spread_and_few_responses_are_cut_off(
+  command, cache, tmp_path
+):
+  naive, dapo = (rows(command, tmp_path, cache, part) for part in ('naive', 'dapo'))
   assert any(row['groups/zero_spread'] > 0 for row in naive)
   assert all(row['groups/zero_spread'] == 0 for row in dapo)
   assert all(row['groups/kept'] == 32 for row in dapo)

@@ -1,6 +1,8 @@
 """Meshes in any product of their axes: the numbers of one device, and of pmap."""
 
+import dataclasses
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -258,6 +260,24 @@ def test_a_batch_that_does_not_divide_is_refused(p):
   whole = tiny.take(tiny.batch(p=12), range(p))
   with pytest.raises(InputError, match=f'{p} prompts do not divide by 8'):
     placed('data 8', whole)
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+  """What laying out a mesh reads of a TPU."""
+
+  coords: tuple[int, int, int]
+  core_on_chip: int = 0
+  process_index: int = 0
+  platform: str = 'tpu'
+  device_kind: str = 'TPU v5'
+
+
+def test_an_axis_may_be_longer_than_those_of_the_torus():
+  chips = [Chip(at) for at in itertools.product(range(4), repeat=3)]
+  made = mesh_lib.create({'fsdp': 8, 'tensor': 8}, devices=chips)
+  assert made.devices.shape == (1, 8, 8)
+  assert set(made.devices.flat) == set(chips)
 
 
 def test_the_default_is_all_devices_on_data():
