@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 from test_runs import lasting
 
+from prefjax.evaluation.runs import EVALUATION
 from prefjax.training import metrics
 
 FULL = os.environ.get('PREFJAX_KILLS') == 'full'
@@ -46,7 +47,7 @@ _DPO: dict[str, Seen] = {
   'training': lambda cache, run: lines(run / 'metrics.jsonl') > 5,
   'saving': lambda cache, run: any((run / 'checkpoints').glob('*tmp*')),
   'evaluating': lambda cache, run: any((run / 'final').glob('[0-9]*')),
-  'reporting': lambda cache, run: (run / 'report.tmp').exists(),
+  'reporting': lambda cache, run: (run / EVALUATION).exists(),
 }
 _GRPO: dict[str, Seen] = {
   'rolling out': lambda cache, run: lines(run / 'rewards.jsonl') > 8,
@@ -106,22 +107,22 @@ def start(folder: Path, name: str) -> subprocess.Popen:
 
 
 def finish(folder: Path, name: str) -> None:
-  process = start(folder, name)
-  out, _ = process.communicate(timeout=LIMIT)
+  with start(folder, name) as process:
+    out, _ = process.communicate(timeout=LIMIT)
   assert process.returncode == 0, out
 
 
 def kill_in(phase: str, folder: Path, name: str, draw: random.Random) -> None:
   """Starts the run and kills it a moment after the phase is seen to begin."""
-  process = start(folder, name)
-  deadline = time.monotonic() + LIMIT
-  while not PHASES[name][phase](folder / 'cache', folder / 'run'):
-    assert process.poll() is None, f'ended before {phase}: {process.stdout.read()}'
-    assert time.monotonic() < deadline, f'never came to {phase}'
-    time.sleep(0.001)
-  time.sleep(draw.uniform(0, DELAYS.get(phase, 0.02) if FULL else 0.02))
-  process.kill()
-  process.communicate()
+  with start(folder, name) as process:
+    deadline = time.monotonic() + LIMIT
+    while not PHASES[name][phase](folder / 'cache', folder / 'run'):
+      assert process.poll() is None, f'ended before {phase}: {process.stdout.read()}'
+      assert time.monotonic() < deadline, f'never came to {phase}'
+      time.sleep(0.001)
+    time.sleep(draw.uniform(0, DELAYS.get(phase, 0.02) if FULL else 0.02))
+    process.kill()
+    process.communicate()
   assert process.returncode == -signal.SIGKILL, f'ended before the kill in {phase}'
   print(f'killed in {phase}')
 

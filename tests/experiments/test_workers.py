@@ -20,7 +20,8 @@ from prefjax.evaluation import runs
 # What a trial does here is to wait: which worker runs it is all that matters.
 EXPERIMENT = """
 import os, sys, time
-from experiments import dpo, launch, sweep
+from experiments import dpo, sweep
+from experiments.parts import launch
 import told
 
 def run(config, workdir, cache):
