@@ -20,7 +20,7 @@ from prefjax.data import encoding
 from prefjax.data.records import Record
 from prefjax.data.tokenizers import Tokenizer
 from prefjax.errors import InputError
-from prefjax.rewards.process import Segment, segmenter
+from prefjax.rewards.steps import Segment, segmenter
 from prefjax.rollout.draws import Controls
 from prefjax.rollout.responses import Writer, left_padded
 from prefjax.rollout.sampler import DecoderSampler, Samples, collect
