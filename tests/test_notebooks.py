@@ -17,7 +17,7 @@ def cells(path):
 
 
 def test_there_are_notebooks():
-  assert len(NOTEBOOKS) >= 6
+  assert len(NOTEBOOKS) >= 7
 
 
 @pytest.mark.parametrize('path', NOTEBOOKS, ids=lambda path: path.stem)
