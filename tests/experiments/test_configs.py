@@ -25,11 +25,13 @@ ROLLED = sorted(
   for name, r in objectives.RECIPES.items()
   if 'rewards' in r.needs and name != 'critic'
 )
+# What a loss computes is told by its own tests; what it reads, a run must bring.
+ONE_OF_EACH = {objectives.RECIPES[name].needs: name for name in reversed(LEARNT)}
 SMOKES = [
   ('sft', 'sft/sentiment.py:smoke', False),
   ('check', 'dpo/sentiment.py:smoke', False),
   ('check', 'dpo/hh.py:smoke', True),
-  *(('dpo', f'dpo/sentiment.py:{name},smoke', False) for name in LEARNT),
+  *(('dpo', f'dpo/sentiment.py:{name},smoke', False) for name in ONE_OF_EACH.values()),
   *(
     ('dpo', f'dpo/hh.py:{name},smoke', True) for name in ('dpo', 'kto', 'simpo', 'sppo')
   ),
@@ -92,6 +94,16 @@ def test_a_full_config_has_a_shape_and_valid_numbers(path):
   assert parts
   for part in parts:
     build.objective(part), build.optimizer(part), build.plan(part)
+
+
+@pytest.mark.parametrize(
+  ('path', 'name'),
+  [('dpo/sentiment.py', name) for name in LEARNT]
+  + [('grpo/arithmetic.py', name) for name in ROLLED],
+)
+def test_every_recipe_is_a_variant(path, name):
+  config = points.load(str(FOLDER / path)).get_config(f'{name},smoke').to_dict()
+  assert build.objective(config).name == name
 
 
 @pytest.mark.parametrize('variant', ['', 'smoke', 'paper'])
