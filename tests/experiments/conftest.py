@@ -75,9 +75,18 @@ def command(monkeypatch, capfd):
 
 
 @pytest.fixture(scope='session')
-def cache(tmp_path_factory):
+def shared(tmp_path_factory):
+  """A folder that xdist's workers have in common."""
+  own = tmp_path_factory.getbasetemp()
+  return own.parent if 'PYTEST_XDIST_WORKER' in os.environ else own
+
+
+@pytest.fixture(scope='session')
+def cache(shared):
   """One cache for all tests: they share references and compiled programs."""
-  return tmp_path_factory.mktemp('cache')
+  folder = shared / 'cache'
+  folder.mkdir(exist_ok=True)
+  return folder
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """Runs of several processes: as one, stopped, killed, and gone on elsewhere."""
 
+import json
 import os
 from pathlib import Path
 import shutil
@@ -12,6 +13,8 @@ import time
 import numpy as np
 import pytest
 from test_runs import lasting
+
+from prefjax.training.workdir import locked
 
 # Long enough that a signal, which jax looks for once a second, comes in between.
 RUNS = {
@@ -117,10 +120,15 @@ def assert_close(folder: Path, other: Path) -> None:
 
 
 @pytest.fixture(scope='module', params=RUNS)
-def whole(request, tmp_path_factory):
-  """A run of two processes that nothing disturbed."""
-  folder = tmp_path_factory.mktemp(f'whole-{request.param}')
-  return request.param, folder, finish(folder, request.param, *CUT)
+def whole(request, shared):
+  """A run of two processes that nothing disturbed, made once for all tests."""
+  name = request.param
+  folder = shared / f'whole-{name}'
+  with locked(folder):
+    written = folder / 'written.json'
+    if not written.exists():
+      written.write_text(json.dumps(finish(folder, name, *CUT)))
+  return name, folder, json.loads(written.read_text())
 
 
 @pytest.mark.slow

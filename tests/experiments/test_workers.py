@@ -1,5 +1,6 @@
 """Workers side by side, on one machine or on one PostgreSQL: one of them is killed."""
 
+import collections
 import contextlib
 import os
 from pathlib import Path
@@ -25,9 +26,10 @@ from experiments.parts import launch
 import told
 
 def run(config, workdir, cache):
+  workdir.mkdir(parents=True, exist_ok=True)
+  (workdir / 'worker').write_text(str(os.getpid()))
   time.sleep(1.0)
   told.leave(workdir, beta=config['objective']['beta'], seed=config['seed'])
-  (workdir / 'worker').write_text(str(os.getpid()))
 
 dpo.main = run
 launch.command(sweep.main)
@@ -113,9 +115,11 @@ def running(url):
     return found.fetchone()[0]
 
 
-def both_ended_some(folder):
+def both_ended_one(folder):
+  """Two workers have begun a second trial, and so have told of the first."""
   found = (folder / 'sweep' / runs.TRIALS).glob('*/worker')
-  return len({path.read_text() for path in found} - {''}) == 2
+  begun = collections.Counter(path.read_text() for path in found)
+  return sum(count > 1 for pid, count in begun.items() if pid) == 2
 
 
 def wait_for(ready, *processes):
@@ -141,7 +145,7 @@ def ended_once(folder):
 @pytest.mark.slow
 def test_two_workers_split_the_trials_and_one_is_killed(tmp_path, start, database):
   workers = [start(f'--storage={database}') for _ in range(2)]
-  wait_for(lambda: both_ended_some(tmp_path) and running(database) == 2, *workers)
+  wait_for(lambda: both_ended_one(tmp_path) and running(database) == 2, *workers)
   workers[0].send_signal(signal.SIGKILL)  # in the middle of a trial
   out, _ = workers[1].communicate(timeout=120)
   assert workers[1].returncode == 0, out
@@ -153,7 +157,7 @@ def test_two_workers_split_the_trials_and_one_is_killed(tmp_path, start, databas
 @pytest.mark.slow
 def test_jobs_side_by_side_of_which_one_is_killed(tmp_path, start):
   parent = start('--jobs=2')
-  wait_for(lambda: both_ended_some(tmp_path), parent)
+  wait_for(lambda: both_ended_one(tmp_path), parent)
   children = Path(f'/proc/{parent.pid}/task/{parent.pid}/children').read_text().split()
   time.sleep(0.5)  # into the middle of a trial, of a second each
   os.kill(int(children[0]), signal.SIGKILL)
