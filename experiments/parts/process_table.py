@@ -22,6 +22,7 @@ from prefjax.training.workdir import write_json
 
 _VOTE = ' vote'  # behind a model's name, where its scores weigh a vote
 _HOW = ('min', 'sum', 'mean', 'last')
+_BESIDE = ('policy', 'majority', 'oracle')  # choices that no outcome taught
 _CURVES = (
   'The share of held-out prompts whose chosen response is right, by the number of '
   'candidates it is chosen from, with one standard error over prompts.'
@@ -128,6 +129,9 @@ def all_curves(
     scored.member.name: _best(pool, score(scored, **_headline(config, scored)))
     for scored in models
   }
+  implicit = next((one for one in models if not one.member.valued), None)
+  if implicit is not None:
+    choices['policy'] = _best(pool, _likelihood(config, implicit))
   if pool.answers is not None:
     choices['majority'] = lambda n: selection.vote(pool.answers, pool.right, n)
     for scored in models:
@@ -142,6 +146,14 @@ def all_curves(
 
 def _best(pool, scores):
   return lambda n: selection.best_of(scores, pool.right, n)
+
+
+def _likelihood(config, scored):
+  """Scores of the policy, which learnt nothing of outcomes, by its own log-probs."""
+  found = scored.steps['pool']
+  logps = {**found, 'without': found['without'] - found['rewards']}  # times beta
+  options = {**_headline(config, scored), 'reference': False}
+  return score(scored._replace(steps={'pool': logps}), **options)
 
 
 def _vote(pool, scored, scores):
@@ -222,11 +234,11 @@ def _variants(config, pool, models):
 
 
 def _drawn(title, curves, votes):
-  """The curves of votes or of other choices, beside the majority and the oracle."""
+  """The curves of votes or of other choices, beside those that need no outcomes."""
   bands = {
     name: _band(curve)
     for name, curve in curves.items()
-    if name in ('majority', 'oracle') or name.endswith(_VOTE) == votes
+    if name in _BESIDE or name.endswith(_VOTE) == votes
   }
   return plots.bands(title, 'candidates (N)', 'share right', bands, doubling=True)
 
