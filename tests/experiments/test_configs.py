@@ -73,6 +73,12 @@ def load(path) -> mlc.ConfigDict:
   return points.load(str(path)).get_config()
 
 
+def learnt(config):
+  """A config for each thing that a run learns."""
+  own = [config] if 'objective' in config else []
+  return own + [member.config for member in process_models.members(config)]
+
+
 def test_every_config_has_a_smoke():
   named = {config.partition(':')[0] for _, config, _ in SMOKES}
   swept = {str(path.relative_to(FOLDER)) for path in reproduction.ablations()}
@@ -88,12 +94,11 @@ def test_a_full_config_has_a_shape_and_valid_numbers(path):
   shapes = decoder.create(model.config)[1]
   count = sum(leaf.size for leaf in jax.tree.leaves(shapes))
   assert count > 5e4
-  parts = [config] if 'objective' in config else []
-  parts += [member.config for member in process_models.members(config)]
-  parts += [sft.likelihood_config(config)] if 'reference' in config else []
-  assert parts
-  for part in parts:
-    build.objective(part), build.optimizer(part), build.plan(part)
+  trained = learnt(config)
+  trained += [sft.likelihood_config(config)] if 'reference' in config else []
+  assert trained
+  for one in trained:
+    build.objective(one), build.optimizer(one), build.plan(one)
 
 
 @pytest.mark.parametrize(
@@ -114,7 +119,9 @@ def test_every_point_of_an_ablation_is_a_valid_config(path, variant):
   assert len({point.label for point in found}) > 1
   for point in found:
     config = point.config.to_dict()
-    build.objective(config), build.optimizer(config), build.plan(config)
+    assert learnt(config)
+    for one in learnt(config):
+      build.objective(one), build.optimizer(one), build.plan(one)
     assert config['data']['seed'] == 0  # one reference for all
   assert module.METRIC
 
