@@ -154,7 +154,7 @@ def test_a_run_says_what_each_model_is_worth(command, cache, tmp_path):
   assert result.code == 0, result.err
   assert ': step 0: loss 0.' in result.out
   summary = json.loads((tmp_path / 'run' / 'DONE').read_text())
-  models = ('dpo', 'kto', 'ce_dataset', 'outcome', 'mc_soft', 'majority')
+  models = ('dpo', 'kto', 'ce_dataset', 'outcome', 'mc_soft', 'policy', 'majority')
   pass_at_1 = summary['oracle@1']
   for name in models:
     assert summary[f'{name}@1'] == pytest.approx(pass_at_1)
