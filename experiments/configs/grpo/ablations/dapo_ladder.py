@@ -10,7 +10,11 @@ recipe has it.
 Scale: Qwen2.5-32B on competition mathematics, lengths up to 20,480 tokens; ours a model
 of 0.4 million parameters on sums, of which those of more than 20 tokens are cut off.
 
-Ours: not yet run.
+Ours: docs/reproduction.md. The whole is not above naive GRPO here: 0.329 and 0.363, on
+64 held-out prompts. The punishment of length costs accuracy and the last rung brings it
+back. What the parts are made for does happen: over the last four iterations 0.45 of the
+responses are cut off before the punishment and 0.01 with it, and with dynamic sampling
+no group is without spread, of which there were 0.3 in naive GRPO.
 
 Variants: `smoke`; `paper`, the settings of grpo/dapo_aime.py.
 """
