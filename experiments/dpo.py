@@ -20,11 +20,11 @@ from prefjax.data.pipeline import Batches
 from prefjax.data.tokenizers import Tokenizer
 from prefjax.training import checks, monitor
 from prefjax.training import reference as references
+from prefjax.training.files import fingerprint
 from prefjax.training.loop import Loop
 from prefjax.training.mesh import place_batch
 from prefjax.training.metrics import PhaseClock
 from prefjax.training.step import Step, hyper
-from prefjax.training.workdir import fingerprint
 
 Say = Callable[[str], None]
 

@@ -17,9 +17,10 @@ from prefjax.errors import InputError
 from prefjax.evaluation.report import write_report
 from prefjax.training import monitor
 from prefjax.training.checkpoints import Checkpoints
+from prefjax.training.files import fingerprint, locked
 from prefjax.training.loop import Loop
 from prefjax.training.metrics import PhaseClock
-from prefjax.training.workdir import Run, fingerprint, locked, open_run
+from prefjax.training.workdir import Run, open_run
 
 
 def main(config: Config, workdir: Path, cache: Path) -> None:

@@ -31,8 +31,9 @@ from experiments.points import Point
 from prefjax.errors import InputError, Preempted, TrainingError
 from prefjax.evaluation import runs
 from prefjax.training import metrics
+from prefjax.training.files import fingerprint, replacing, write_json
 from prefjax.training.monitor import Compilations
-from prefjax.training.workdir import fingerprint, open_run, replacing, write_json
+from prefjax.training.workdir import open_run
 
 EXPERIMENTS = ('sft', 'dpo', 'rm', 'grpo', 'sppo', 'prm', 'tabular')
 

@@ -29,11 +29,11 @@ from prefjax.models.config import DecoderConfig
 from prefjax.models.lora import Lora
 from prefjax.training import mesh as meshes
 from prefjax.training import monitor
+from prefjax.training.files import fingerprint
 from prefjax.training.loop import MovingReference, Plan
 from prefjax.training.online import OnlinePlan
 from prefjax.training.optimizers import Optimizer
 from prefjax.training.step import Step
-from prefjax.training.workdir import fingerprint
 from prefjax.types import Forward
 
 

@@ -14,7 +14,7 @@ from prefjax.data.questions import Question
 from prefjax.data.records import Record, Skipped
 from prefjax.data.tokenizers import SentencePiece, Tokenizer
 from prefjax.errors import InputError
-from prefjax.training.workdir import fingerprint
+from prefjax.training.files import fingerprint
 
 Config = Mapping[str, Any]
 Records = list[Record | Skipped]

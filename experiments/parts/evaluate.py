@@ -16,8 +16,9 @@ from prefjax.evaluation.true_reward import Comparison, Judge
 from prefjax.rollout.responses import Writer
 from prefjax.rollout.sampler import DecoderSampler
 from prefjax.training import processes
+from prefjax.training.files import write_json
 from prefjax.training.metrics import PhaseClock
-from prefjax.training.workdir import Run, append_samples, write_json
+from prefjax.training.workdir import Run, append_samples
 
 _CHECK = 'frontier check'
 _SEED = 1_000_003  # evaluation's noise has its own seed beside the run's

@@ -13,7 +13,7 @@ from prefjax.evaluation import win_rate
 from prefjax.rewards.oracles import Oracle
 from prefjax.tabular import games
 from prefjax.training import processes
-from prefjax.training.workdir import replacing
+from prefjax.training.files import replacing
 
 
 def compare(

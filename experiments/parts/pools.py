@@ -25,8 +25,8 @@ from prefjax.rollout.draws import Controls
 from prefjax.rollout.responses import Writer, left_padded
 from prefjax.rollout.sampler import DecoderSampler, Samples, collect
 from prefjax.tasks import Task
+from prefjax.training.files import built, fingerprint
 from prefjax.training.monitor import forward_flops
-from prefjax.training.workdir import built, fingerprint
 
 # Purposes of noise, so that no two draws of a run share any.
 _ROLLOUTS, _CONTINUATIONS = 5, 6

@@ -19,8 +19,8 @@ from prefjax.data.tokenizers import Tokenizer
 from prefjax.errors import InputError
 from prefjax.rollout.responses import Writer
 from prefjax.rollout.sampler import DecoderSampler
+from prefjax.training.files import built, fingerprint
 from prefjax.training.metrics import PhaseClock
-from prefjax.training.workdir import built, fingerprint
 
 # What an objective reads of a batch, and the field of a record that it comes from.
 _FIELDS = {'pairs': 'pairs', 'label': 'labels', 'win_rate': 'win_rates'}

@@ -22,10 +22,10 @@ from prefjax.errors import InputError
 from prefjax.models import heads
 from prefjax.rewards import outcomes
 from prefjax.training import monitor
+from prefjax.training.files import fingerprint
 from prefjax.training.loop import Loop
 from prefjax.training.metrics import PhaseClock
 from prefjax.training.step import Step
-from prefjax.training.workdir import fingerprint
 
 _FORWARDS = 3  # of an update
 

@@ -12,9 +12,9 @@ import numpy as np
 from prefjax.data.pipeline import Batches
 from prefjax.objectives.advantages import step_ends
 from prefjax.rewards import process
+from prefjax.training.files import built
 from prefjax.training.mesh import place_batch
 from prefjax.training.step import Step
-from prefjax.training.workdir import built
 
 _FILE = 'steps.npz'
 

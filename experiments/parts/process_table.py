@@ -18,7 +18,7 @@ from prefjax.evaluation import plots, selection
 from prefjax.evaluation.report import write_report
 from prefjax.evaluation.statistics import Estimate, mean_and_standard_error
 from prefjax.rewards import process
-from prefjax.training.workdir import write_json
+from prefjax.training.files import write_json
 
 _VOTE = ' vote'  # behind a model's name, where its scores weigh a vote
 _HOW = ('min', 'sum', 'mean', 'last')

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from experiments import points
 from prefjax.errors import InputError
 from prefjax.evaluation import comparison, runs, tables
-from prefjax.training.workdir import fingerprint, write_json
+from prefjax.training.files import fingerprint, write_json
 
 CONFIGS = Path('experiments/configs')
 RESULTS = Path('docs/results')

@@ -33,10 +33,10 @@ from prefjax.rollout.sampler import DecoderSampler
 from prefjax.training import monitor, processes
 from prefjax.training import reference as references
 from prefjax.training.checkpoints import Checkpoints
+from prefjax.training.files import replacing
 from prefjax.training.loop import Loop
 from prefjax.training.metrics import PhaseClock
 from prefjax.training.step import Step
-from prefjax.training.workdir import replacing
 
 Rows = list[dict[str, Any]]
 USES = ('best_and_worst', 'all')

@@ -5,7 +5,7 @@ import dataclasses
 import os
 from typing import Any, NamedTuple
 
-from prefjax.data import conversations
+from prefjax.data import checked, conversations
 from prefjax.data.conversations import Message
 from prefjax.errors import InputError
 
@@ -64,7 +64,7 @@ def from_fields(fields: Mapping[str, Any], where: str) -> Record | Skipped:
     raise InputError(
       f'{where}: a record has exactly one of these sets of fields: '
       '(`chosen`, `rejected`), `responses`, `response`, `messages`, `conversations` or '
-      f'`text`; this one has {_names(present)}.'
+      f'`text`; this one has {checked.names(present)}.'
     )
   return forms[0](present, where)
 
@@ -72,8 +72,8 @@ def from_fields(fields: Mapping[str, Any], where: str) -> Record | Skipped:
 def _preference_pair(fields: Mapping, where: str) -> Record | Skipped:
   if conversations.is_conversation(fields.get('chosen')):
     return _conversation_pair(fields, where)
-  chosen = _text(fields, 'chosen', where)
-  rejected = _text(fields, 'rejected', where)
+  chosen = checked.field(fields, 'chosen', where)
+  rejected = checked.field(fields, 'rejected', where)
   pair = _only_pair(fields, where)
   if 'prompt' in fields:
     return _record(fields, where, _prompt(fields, where), (chosen, rejected), (pair,))
@@ -81,7 +81,7 @@ def _preference_pair(fields: Mapping, where: str) -> Record | Skipped:
     raise InputError(
       f'{where}: `chosen` and `rejected` need a `prompt`, unless both are '
       f'whole transcripts with turns that begin with {TURN!r}; '
-      f'this row has {_names(fields)} and no such turn.'
+      f'this row has {checked.names(fields)} and no such turn.'
     )
   end = _shared_prompt(chosen, rejected)
   if end is None:
@@ -94,7 +94,7 @@ def _preference_pair(fields: Mapping, where: str) -> Record | Skipped:
 
 
 def _only_pair(fields: Mapping, where: str) -> Pair:
-  return Pair(0, 1, _share(fields.get('preference', 1.0), '`preference`', where))
+  return Pair(0, 1, checked.share(fields.get('preference', 1.0), '`preference`', where))
 
 
 def _conversation_pair(fields: Mapping, where: str) -> Record | Skipped:
@@ -128,7 +128,7 @@ def _conversation(fields: Mapping, where: str) -> Record | Skipped:
 def _messages(fields: Mapping, name: str, where: str) -> tuple[Message, ...]:
   messages = conversations.read(fields.get(name), name, where)
   for i, message in enumerate(messages):
-    _checked_text(message.content, f'`{name}[{i}]`', where, empty=True)
+    checked.text(message.content, f'`{name}[{i}]`', where, empty=True)
   return messages
 
 
@@ -147,26 +147,28 @@ def _shared_prompt(chosen: str, rejected: str) -> int | None:
 
 
 def _many_responses(fields: Mapping, where: str) -> Record:
-  given = _list(fields['responses'], '`responses`', where)
+  given = checked.sequence(fields['responses'], '`responses`', where)
   if not given:
     raise InputError(f'{where}: `responses` must hold at least one response.')
   responses = tuple(
-    _checked_text(text, f'`responses[{i}]`', where) for i, text in enumerate(given)
+    checked.text(text, f'`responses[{i}]`', where) for i, text in enumerate(given)
   )
   pairs = tuple(
     _pair(pair, f'`pairs[{i}]`', len(responses), where)
-    for i, pair in enumerate(_list(fields.get('pairs', ()), '`pairs`', where))
+    for i, pair in enumerate(
+      checked.sequence(fields.get('pairs', ()), '`pairs`', where)
+    )
   )
   return _record(fields, where, _prompt(fields, where), responses, pairs)
 
 
 def _one_response(fields: Mapping, where: str) -> Record:
-  responses = (_text(fields, 'response', where),)
+  responses = (checked.field(fields, 'response', where),)
   return _record(fields, where, _prompt(fields, where), responses)
 
 
 def _plain_text(fields: Mapping, where: str) -> Record:
-  return _record(fields, where, '', (_text(fields, 'text', where),))
+  return _record(fields, where, '', (checked.field(fields, 'text', where),))
 
 
 _FORMS: Sequence[tuple[tuple[str, ...], Callable]] = (
@@ -208,11 +210,13 @@ def _steps(
   if 'steps' not in fields:
     return None
   found = []
-  for i, given in enumerate(_each(fields, 'steps', len(responses), where)):
+  for i, given in enumerate(
+    checked.one_each(fields['steps'], '`steps`', len(responses), where)
+  ):
     name = f'steps[{i}]'
     steps = tuple(
-      _checked_text(text, f'`{name}[{j}]`', where)
-      for j, text in enumerate(_list(given, f'`{name}`', where))
+      checked.text(text, f'`{name}[{j}]`', where)
+      for j, text in enumerate(checked.sequence(given, f'`{name}`', where))
     )
     if ''.join(steps) != responses[i]:
       raise InputError(f'{where}: `{name}` must join to response {i}, and do not.')
@@ -228,9 +232,11 @@ def _step_labels(
   if steps is None:
     raise InputError(f'{where}: `step_labels` need the `steps` that they are of.')
   found = []
-  for i, given in enumerate(_each(fields, 'step_labels', len(steps), where)):
+  for i, given in enumerate(
+    checked.one_each(fields['step_labels'], '`step_labels`', len(steps), where)
+  ):
     name = f'step_labels[{i}]'
-    values = _list(given, f'`{name}`', where)
+    values = checked.sequence(given, f'`{name}`', where)
     if len(values) != len(steps[i]):
       raise InputError(
         f'{where}: `{name}` must have one number for each of the {len(steps[i])} '
@@ -238,7 +244,9 @@ def _step_labels(
       )
     found.append(
       tuple(
-        float('nan') if x is None else _share(_number(x), f'`{name}[{j}]`', where)
+        float('nan')
+        if x is None
+        else checked.share(_number(x), f'`{name}[{j}]`', where)
         for j, x in enumerate(values)
       )
     )
@@ -250,21 +258,12 @@ def _shares(
 ) -> tuple[float, ...] | None:
   if name not in fields:
     return None
-  values = _each(fields, name, count, where)
+  values = checked.one_each(fields[name], f'`{name}`', count, where)
   if name == 'labels':
     values = [_number(value) for value in values]
-  return tuple(_share(value, f'`{name}[{i}]`', where) for i, value in enumerate(values))
-
-
-def _each(fields: Mapping, name: str, count: int, where: str) -> Sequence:
-  """A field's list, which has one entry for each of the responses."""
-  values = _list(fields[name], f'`{name}`', where)
-  if len(values) != count:
-    raise InputError(
-      f'{where}: `{name}` must have one entry for each of the {count} '
-      f'responses, got {len(values)}.'
-    )
-  return values
+  return tuple(
+    checked.share(value, f'`{name}[{i}]`', where) for i, value in enumerate(values)
+  )
 
 
 def _number(value: Any) -> Any:
@@ -273,81 +272,19 @@ def _number(value: Any) -> Any:
 
 
 def _pair(value: Any, name: str, count: int, where: str) -> Pair:
-  parts = _list(value, name, where)
+  parts = checked.sequence(value, name, where)
   if len(parts) not in (2, 3):
     raise InputError(
       f'{where}: {name} must be [chosen, rejected] or '
       f'[chosen, rejected, preference], got {len(parts)} entries.'
     )
-  chosen, rejected = (_index(part, name, count, where) for part in parts[:2])
+  chosen, rejected = (checked.index(part, name, count, where) for part in parts[:2])
   if chosen == rejected:
     raise InputError(f'{where}: {name} compares response {chosen} with itself.')
-  return Pair(chosen, rejected, *(_share(p, name, where) for p in parts[2:]))
-
-
-def _index(value: Any, name: str, count: int, where: str) -> int:
-  # Parquet and TFDS lists have one type, so an index beside a preference
-  # arrives as a float.
-  number = isinstance(value, int | float) and not isinstance(value, bool)
-  if not (number and 0 <= value < count and value == int(value)):
-    raise InputError(
-      f'{where}: {name} must hold indices into the {count} responses '
-      f'(whole numbers from 0 to {count - 1}), got {_shown(value)}.'
-    )
-  return int(value)
-
-
-def _share(value: Any, name: str, where: str) -> float:
-  number = isinstance(value, int | float) and not isinstance(value, bool)
-  if not (number and 0 <= value <= 1):  # a NaN is in no interval
-    raise InputError(
-      f'{where}: {name} must be a number in [0, 1], got {_shown(value)}.'
-    )
-  return float(value)
+  return Pair(chosen, rejected, *(checked.share(p, name, where) for p in parts[2:]))
 
 
 def _prompt(fields: Mapping, where: str) -> str | tuple[Message, ...]:
   if conversations.is_conversation(fields.get('prompt')):
     return _messages(fields, 'prompt', where)
-  return _text(fields, 'prompt', where, empty=True)
-
-
-def _text(fields: Mapping, name: str, where: str, *, empty: bool = False) -> str:
-  if name not in fields:
-    raise InputError(
-      f'{where}: the field `{name}` is missing or null; this row has {_names(fields)}.'
-    )
-  return _checked_text(fields[name], f'`{name}`', where, empty=empty)
-
-
-def _checked_text(value: Any, name: str, where: str, *, empty: bool = False) -> str:
-  if not isinstance(value, str):
-    raise InputError(f'{where}: {name} must be a text, got {type(value).__name__}.')
-  if not (value or empty):
-    raise InputError(f'{where}: {name} must not be empty.')
-  try:
-    value.encode()
-  except UnicodeEncodeError as error:  # JSON can spell half a character
-    raise InputError(
-      f'{where}: {name} is not valid Unicode: a lone surrogate at character '
-      f'{error.start}.'
-    ) from error
-  return value
-
-
-def _list(value: Any, name: str, where: str) -> Sequence:
-  if not isinstance(value, list | tuple):
-    raise InputError(f'{where}: {name} must be a list, got {type(value).__name__}.')
-  return value
-
-
-def _names(fields: Mapping) -> str:
-  names = ', '.join(f'`{name}`' for name in sorted(map(str, fields)))
-  return names or 'no field at all'
-
-
-def _shown(value: Any) -> str:
-  # Numbers are shown; anything else may be long or offensive text.
-  numeric = isinstance(value, int | float) and abs(value) < 1e18
-  odd_float = isinstance(value, float)
-  return repr(value) if numeric or odd_float else type(value).__name__
+  return checked.field(fields, 'prompt', where, empty=True)

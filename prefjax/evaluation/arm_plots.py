@@ -8,7 +8,8 @@ from matplotlib.ticker import NullFormatter, ScalarFormatter
 import numpy as np
 
 from prefjax.evaluation import plots
-from prefjax.evaluation.plots import COLOURS, INK, Band, Panel, Series
+from prefjax.evaluation.panels import Panel
+from prefjax.evaluation.plots import COLOURS, INK, Band, Series
 from prefjax.evaluation.runs import Arm, Told
 from prefjax.evaluation.statistics import mean_and_standard_error
 

@@ -3,9 +3,9 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from prefjax.evaluation import arm_plots, page, plots, report, tables
+from prefjax.evaluation import arm_plots, page, panels, report, tables
 from prefjax.evaluation.runs import Arm
-from prefjax.training.workdir import fingerprint
+from prefjax.training.files import fingerprint
 
 # What the first table shows, where runs have it: by what they are judged.
 HEADLINES = (
@@ -91,8 +91,8 @@ _HOW = (
 def _images(arms, names):
   everyone = [run for arm in arms for run in arm.runs]
   if all(_ROLLOUTS in run.config.get('train', {}) for run in everyone):
-    return arm_plots.figures(arms, plots.ROLLOUT_PANELS, 'iteration', names)
-  return arm_plots.figures(arms, plots.PANELS, 'step (updates)', names)
+    return arm_plots.figures(arms, panels.OF_ROLLOUTS, 'iteration', names)
+  return arm_plots.figures(arms, panels.OF_UPDATES, 'step (updates)', names)
 
 
 def _all_numbers(arms, first):

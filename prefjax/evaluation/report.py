@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from prefjax.errors import InputError
-from prefjax.evaluation import page, plots, runs
+from prefjax.evaluation import page, panels, plots, runs
 from prefjax.evaluation.statistics import Estimate
 from prefjax.training import metrics, processes
 
@@ -99,9 +99,9 @@ def _images(series, points, frontier, rollouts):
   if points or frontier is not None:
     png = plots.reward_kl_plane(points or {}, frontier)
     images['plane'] = (png, 'Reward against KL', _PLANE_CAPTION)
-  panels = plots.ROLLOUT_PANELS if rollouts else plots.PANELS
+  shown = panels.OF_ROLLOUTS if rollouts else panels.OF_UPDATES
   x = 'iteration' if rollouts else 'step (updates)'
-  for panel in panels:
+  for panel in shown:
     png = plots.over_steps(panel, series, x)
     if png is not None:
       images[panel.name] = (png, panel.title, panel.caption)

@@ -11,7 +11,7 @@ import numpy as np
 from prefjax.errors import InputError
 from prefjax.evaluation.plots import Series
 from prefjax.training import metrics
-from prefjax.training.workdir import fingerprint
+from prefjax.training.files import fingerprint
 
 EVALUATION = 'evaluation.json'  # of a run: frontier, per prompt, best of n
 POINTS = 'points.json'  # of a sweep: its runs, in order, with their labels

@@ -16,7 +16,7 @@ from typing import Any
 import tensorboardX
 
 from prefjax.errors import InputError
-from prefjax.training import processes, workdir
+from prefjax.training import files, processes
 
 METRICS = 'metrics.jsonl'
 SAMPLES = 'samples.jsonl'
@@ -92,7 +92,7 @@ class MetricWriter:
     numbers = {name: _number(value) for name, value in sorted(metrics.items())}
     for tell in _WATCHING:
       tell(step, numbers)
-    line = json.dumps(workdir.jsonable({'step': step, **numbers}))
+    line = json.dumps(files.jsonable({'step': step, **numbers}))
     self._file.write(line + '\n')
     self._file.flush()
     for name, value in numbers.items():
@@ -134,7 +134,7 @@ def _start_wandb(project, folder):
   return wandb.init(
     project=project,
     name=folder.name,
-    id=workdir.fingerprint(folder),
+    id=files.fingerprint(folder),
     dir=str(folder),
     resume='allow',
   )
@@ -149,7 +149,7 @@ def truncate(folder: Path, step: int) -> None:
     return
   for path in (folder / METRICS, folder / SAMPLES):
     if path.exists():
-      with workdir.replacing(path) as file:
+      with files.replacing(path) as file:
         file.writelines(line for line, row in _lines(path) if _step(path, row) <= step)
 
 

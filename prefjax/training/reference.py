@@ -8,9 +8,9 @@ import jax
 import numpy as np
 
 from prefjax.data.pipeline import Batches, Stored, offsets
+from prefjax.training.files import built
 from prefjax.training.mesh import on_host, place_batch
 from prefjax.training.step import Step
-from prefjax.training.workdir import built
 
 _FILE = 'logps.npy'
 

@@ -1,30 +1,19 @@
-"""The folder of a run: what it was asked, where it ran, and whether it is done.
+"""The folder of a run: what it was asked, where it ran, and whether it is done."""
 
-Every file here is complete or absent: it is written under a temporary name and
-renamed, so that a run killed at any instant can be started again.
-"""
-
-from collections.abc import Callable, Iterable, Iterator, Mapping
-import contextlib
+from collections.abc import Iterable, Mapping
 import dataclasses
-import fcntl
-import hashlib
 from importlib import metadata
 import json
-import math
 import os
 from pathlib import Path
 import platform
-import shutil
-import socket
 import subprocess
-from typing import IO, Any
-
-import numpy as np
+from typing import Any
 
 import prefjax
 from prefjax.errors import InputError
 from prefjax.training import processes
+from prefjax.training.files import jsonable, temporary, write_json
 
 _CONFIG = 'config.json'
 _DONE = 'DONE'
@@ -113,7 +102,7 @@ def _refuse_foreign(workdir):
   if workdir.exists() and not workdir.is_dir():
     raise InputError(f'The workdir {workdir} is a file; a folder is needed.')
   # A start that was killed while it wrote its config leaves the temporary only.
-  left = {_CONFIG, _temporary(Path(_CONFIG)).name}
+  left = {_CONFIG, temporary(Path(_CONFIG)).name}
   found = os.listdir(workdir) if workdir.exists() else ()
   others = sorted(set(found) - left)
   if others:
@@ -206,58 +195,6 @@ def _git(*args):
   return done.stdout.strip() if done.returncode == 0 else None
 
 
-def jsonable(obj: Any) -> Any:
-  """The same in plain JSON types; not-a-number and infinities become strings.
-
-  Floats keep every bit: JSON text holds the shortest decimal that reads back as
-  the same float64.
-  """
-  if isinstance(obj, Mapping):
-    return {str(key): jsonable(value) for key, value in obj.items()}
-  if isinstance(obj, list | tuple):
-    return [jsonable(value) for value in obj]
-  if obj is None or isinstance(obj, str | bool | int):
-    return obj
-  if isinstance(obj, os.PathLike):
-    return os.fspath(obj)
-  if isinstance(obj, float):
-    return float(obj) if math.isfinite(obj) else repr(float(obj))
-  array = np.asarray(obj)
-  if array.dtype == object:
-    raise TypeError(f'JSON has no place for {obj!r} of {type(obj)}.')
-  # bfloat16 is no NumPy type: its items become Python floats by a cast only.
-  exact = array.astype(float) if array.dtype.kind in 'fV' else array
-  return jsonable(exact.tolist())
-
-
-def fingerprint(obj: Any) -> str:
-  """16 hex digits of SHA-256 over canonical JSON (its keys in sorted order)."""
-  text = json.dumps(jsonable(obj), sort_keys=True, separators=(',', ':'))
-  return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def write_json(path: Path, obj: Any) -> None:
-  """Writes a JSON file that is complete or, after a kill, as it was before."""
-  with replacing(path) as file:
-    json.dump(jsonable(obj), file, indent=2)
-    file.write('\n')
-
-
-@contextlib.contextmanager
-def replacing(path: Path) -> Iterator[IO[str]]:
-  """A text file under a temporary name, renamed to `path` at the end."""
-  temporary = _temporary(path)
-  with temporary.open('w') as file:
-    yield file
-    file.flush()
-    os.fsync(file.fileno())
-  temporary.replace(path)
-
-
-def _temporary(path):
-  return path.with_name(path.name + '.tmp')
-
-
 def append_samples(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
   """Appends one JSON line a row; its `step` is what `truncate` cuts by."""
   if not processes.first():
@@ -265,71 +202,3 @@ def append_samples(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
   lines = [json.dumps(jsonable(row)) + '\n' for row in rows]
   with path.open('a') as file:
     file.writelines(lines)
-
-
-def built(directory: Path, build: Callable[[Path], None]) -> Path:
-  """Returns `directory`; where missing, `build` fills it, whole or not at all.
-
-  `build` gets an empty folder beside `directory`, renamed when it returns. Of
-  runs that build the same directory at once, the first to end wins; of the processes
-  of one run all build, since what is built may need them all, and one renames.
-  """
-  if processes.shared(directory.exists):
-    return directory
-  # The host is in the name because machines may share a cache, and a process id
-  # says nothing about who is alive on another one.
-  prefix = f'{directory.name}.tmp-{socket.gethostname()}-'
-  temporary = directory.with_name(f'{prefix}{os.getpid()}')
-  _remove_stale(directory.parent, prefix)
-  temporary.mkdir(parents=True)
-  try:
-    build(temporary)
-    processes.shared(lambda: _publish(temporary, directory))
-  finally:
-    shutil.rmtree(temporary, ignore_errors=True)
-  return directory
-
-
-def _publish(temporary, directory):
-  try:
-    temporary.rename(directory)
-  except OSError:
-    if not directory.exists():  # else another run was first
-      raise
-
-
-@contextlib.contextmanager
-def locked(path: Path) -> Iterator[None]:
-  """Waits until no other run of this machine is inside for the same path.
-
-  The lock is a file beside `path`; the system frees it when its holder ends. Of the
-  processes of one run the first holds it, for all.
-  """
-  with contextlib.ExitStack() as held:
-
-    def lock() -> None:
-      path.parent.mkdir(parents=True, exist_ok=True)
-      file = held.enter_context(path.with_name(f'{path.name}.lock').open('w'))
-      fcntl.flock(file, fcntl.LOCK_EX)
-
-    processes.shared(lock)
-    yield
-
-
-def _remove_stale(parent, prefix):
-  found = parent.iterdir() if parent.exists() else ()
-  for entry in found:
-    pid = entry.name.removeprefix(prefix)
-    if entry.name.startswith(prefix) and pid.isdigit() and _ended(int(pid)):
-      shutil.rmtree(entry, ignore_errors=True)
-
-
-def _ended(pid):
-  # A folder with our own id was left by an earlier process that had it.
-  try:
-    os.kill(pid, 0)
-  except ProcessLookupError:
-    return True
-  except PermissionError:
-    return False
-  return pid == os.getpid()

@@ -8,7 +8,7 @@ import pytest
 import told
 
 from prefjax.errors import InputError
-from prefjax.evaluation import arm_plots, comparison, plots, runs, tables
+from prefjax.evaluation import arm_plots, comparison, panels, runs, tables
 
 REWARD = 'true_reward/policy'
 
@@ -124,7 +124,7 @@ def test_a_frontier_is_the_mean_over_the_runs_that_draw_it(sweep):
 
 
 def test_the_figures_are_those_that_there_are_numbers_for(sweep):
-  found = arm_plots.figures(runs.arms([sweep]), plots.PANELS, 'step', ['kl'])
+  found = arm_plots.figures(runs.arms([sweep]), panels.OF_UPDATES, 'step', ['kl'])
   assert set(found) == {'plane', 'best_of', 'ladder_kl', 'loss', 'accuracy', 'entropy'}
   assert all(png.startswith(b'\x89PNG') for png, _, _ in found.values())
   assert 'Held-out' in found['loss'][2] and 'Training' in found['entropy'][2]

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from prefjax.errors import InputError
-from prefjax.evaluation import page, plots, report
+from prefjax.evaluation import page, panels, plots, report
 from prefjax.evaluation.statistics import Estimate
 
 NAMES = (
@@ -101,11 +101,11 @@ def test_the_page_holds_everything_and_needs_nothing_else(path):
   assert not re.search(r'(src|href|url)\W*https?:|@import', text)
   assert 'width=device-width' in text
   names = {p.stem for p in path.parent.glob('*.png')}
-  assert names == {panel.name for panel in plots.PANELS} | {'plane'}
+  assert names == {panel.name for panel in panels.OF_UPDATES} | {'plane'}
   assert len(read.images) == len(names)
   embedded = {base64.b64decode(i['src'].split(',')[1]) for i in read.images}
   assert embedded == {p.read_bytes() for p in path.parent.glob('*.png')}
-  captions = [panel.caption for panel in plots.PANELS]
+  captions = [panel.caption for panel in panels.OF_UPDATES]
   assert all(page.html.escape(c) in text for c in captions)
   assert '&quot;beta&quot;: 0.125' in text
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from test_runs import lasting
 
-from prefjax.training.workdir import locked
+from prefjax.training.files import locked
 
 # Long enough that a signal, which jax looks for once a second, comes in between.
 RUNS = {
