@@ -13,7 +13,8 @@ arm (`sweep(variant)` where sizes depend on the command's variant); or, for a se
 
 A space's kinds are ('log', low, high), ('uniform', low, high), ('int', low, high) and
 ('choice', ...). `METRIC` names what the study keeps of a run's summary: the less the
-better where it ends in `loss`, else the more.
+better where it ends in `loss`, else the more; `BESIDE` what docs/reproduction.md shows
+after the usual numbers.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence

@@ -22,7 +22,7 @@ from prefjax.training.files import write_json
 
 _VOTE = ' vote'  # behind a model's name, where its scores weigh a vote
 _HOW = ('min', 'sum', 'mean', 'last')
-_BESIDE = ('policy', 'majority', 'oracle')  # choices that no outcome taught
+_BESIDE = ('policy', 'majority', 'oracle')  # choices of no model that was trained
 _CURVES = (
   'The share of held-out prompts whose chosen response is right, by the number of '
   'candidates it is chosen from, with one standard error over prompts.'
@@ -44,6 +44,9 @@ def validate(config: Config) -> None:
       raise InputError(
         f'evaluation.{key} must be one of {list(known)}, got {options[key]!r}.'
       )
+  taken = sorted(set(_BESIDE) & set(config.get('prms', ())))
+  if taken:
+    raise InputError(f'prms.{taken[0]}: the tables call another choice {taken[0]!r}.')
   count = config['pool']['candidates']
   wrong = [size for size in options['sizes'] if size < 1 or count % size]
   if wrong or not options['sizes']:
@@ -149,7 +152,7 @@ def _best(pool, scores):
 
 
 def _likelihood(config, scored):
-  """Scores of the policy, which learnt nothing of outcomes, by its own log-probs."""
+  """Scores of the reference, which learnt nothing of outcomes, by its own log-probs."""
   found = scored.steps['pool']
   logps = {**found, 'without': found['without'] - found['rewards']}  # times beta
   options = {**_headline(config, scored), 'reference': False}
@@ -234,11 +237,12 @@ def _variants(config, pool, models):
 
 
 def _drawn(title, curves, votes):
-  """The curves of votes or of other choices, beside those that need no outcomes."""
+  """The curves of votes or of other choices, beside those of no model."""
+  beside = _BESIDE[1:] if votes else _BESIDE  # the policy's log-prob does not vote
   bands = {
     name: _band(curve)
     for name, curve in curves.items()
-    if name in _BESIDE or name.endswith(_VOTE) == votes
+    if name in beside or name.endswith(_VOTE) == votes
   }
   return plots.bands(title, 'candidates (N)', 'share right', bands, doubling=True)
 

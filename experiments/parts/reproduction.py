@@ -76,9 +76,9 @@ def publish(folder: Path) -> Path:
   if 'path' not in asked or Path(asked['path']) not in ablations():
     raise InputError(f'{folder} is not the sweep of an ablation in {CONFIGS}.')
   arms = runs.arms([folder])
-  metric = (arms[0].runs and '') or ''
-  metric = getattr(points.load(asked['path']), 'METRIC', points.METRIC)
-  names = comparison.headlines(arms, metric)
+  module = points.load(asked['path'])
+  names = comparison.headlines(arms, getattr(module, 'METRIC', points.METRIC))
+  names += getattr(module, 'BESIDE', ())
   path = results_file(Path(asked['path']))
   path.parent.mkdir(parents=True, exist_ok=True)
   write_json(
@@ -145,7 +145,7 @@ def _section(path: Path, one: Told, found: Mapping[str, Any]) -> str:
 
 Paper: {one.paper}
 
-Ours, of seeds {seeds} (configs {found['config']}):
+Ours, of seeds {seeds} (configs {found['config']}): {one.ours.removeprefix('Ours: ')}
 
 {tables.markdown(rows)}
 {tables.markdown(found['differences'])}

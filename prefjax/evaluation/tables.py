@@ -57,7 +57,8 @@ def _difference(first: Arm, arm: Arm, name: str) -> dict[str, float]:
   pairs = _paired(first, arm, name)
   if pairs is None:
     return {}
-  interval = statistics.paired_bootstrap(pairs) if pairs.size > 1 else (None, None)
+  # Of two seeds alone, the interval would be the two differences themselves.
+  interval = statistics.paired_bootstrap(pairs) if pairs.size > 2 else (None, None)
   return {
     f'less {first.label}': float(pairs.mean()),
     '2.5 %': interval[0],

@@ -86,20 +86,20 @@ def built(directory: Path, build: Callable[[Path], None]) -> Path:
   # The host is in the name because machines may share a cache, and a process id
   # says nothing about who is alive on another one.
   prefix = f'{directory.name}.tmp-{socket.gethostname()}-'
-  temporary = directory.with_name(f'{prefix}{os.getpid()}')
+  unfinished = directory.with_name(f'{prefix}{os.getpid()}')
   _remove_stale(directory.parent, prefix)
-  temporary.mkdir(parents=True)
+  unfinished.mkdir(parents=True)
   try:
-    build(temporary)
-    processes.shared(lambda: _publish(temporary, directory))
+    build(unfinished)
+    processes.shared(lambda: _publish(unfinished, directory))
   finally:
-    shutil.rmtree(temporary, ignore_errors=True)
+    shutil.rmtree(unfinished, ignore_errors=True)
   return directory
 
 
-def _publish(temporary, directory):
+def _publish(unfinished, directory):
   try:
-    temporary.rename(directory)
+    unfinished.rename(directory)
   except OSError:
     if not directory.exists():  # else another run was first
       raise

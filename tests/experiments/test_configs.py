@@ -108,7 +108,9 @@ def test_a_full_config_has_a_shape_and_valid_numbers(path):
 )
 def test_every_recipe_is_a_variant(path, name):
   config = points.load(str(FOLDER / path)).get_config(f'{name},smoke').to_dict()
-  assert build.objective(config).name == name
+  objective = build.objective(config)
+  assert objective.name == name
+  assert callable(objective.build())
 
 
 @pytest.mark.parametrize('variant', ['', 'smoke', 'paper'])

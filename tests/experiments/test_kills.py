@@ -6,7 +6,8 @@ release were made:
   PREFJAX_KILLS=full pytest -m slow tests/experiments/test_kills.py
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+import contextlib
 import os
 from pathlib import Path
 import random
@@ -72,7 +73,7 @@ _SPPO: dict[str, Seen] = {
 }
 PHASES = {'dpo': _DPO, 'grpo': _GRPO, 'prm': _PRM, 'sppo': _SPPO}
 AGAIN = ('reference training', 'training', 'saving') if FULL else ()
-DELAYS = {'reference training': 12.0, 'training': 12.0, 'evaluating': 9.0}  # seconds
+DELAYS = {'reference training': 12.0, 'training': 12.0, 'evaluating': 3.0}  # seconds
 
 
 def models_of(run: Path) -> dict:
@@ -88,10 +89,12 @@ def models_of(run: Path) -> dict:
   return found
 
 
-def start(folder: Path, name: str) -> subprocess.Popen:
+@contextlib.contextmanager
+def started(folder: Path, name: str) -> Iterator[subprocess.Popen]:
+  """A run, which does not outlive the block."""
   environment = {k: v for k, v in os.environ.items() if k != 'XLA_FLAGS'}
   environment['PYTHONPATH'] = str(Path(__file__).parent)  # of busy.py's verifier
-  return subprocess.Popen(
+  process = subprocess.Popen(
     [
       sys.executable,
       '-m',
@@ -105,17 +108,22 @@ def start(folder: Path, name: str) -> subprocess.Popen:
     stderr=subprocess.STDOUT,
     text=True,
   )
+  with process:
+    try:
+      yield process
+    finally:
+      process.kill()
 
 
 def finish(folder: Path, name: str) -> None:
-  with start(folder, name) as process:
+  with started(folder, name) as process:
     out, _ = process.communicate(timeout=LIMIT)
   assert process.returncode == 0, out
 
 
 def kill_in(phase: str, folder: Path, name: str, draw: random.Random) -> None:
   """Starts the run and kills it a moment after the phase is seen to begin."""
-  with start(folder, name) as process:
+  with started(folder, name) as process:
     deadline = time.monotonic() + LIMIT
     while not PHASES[name][phase](folder / 'cache', folder / 'run'):
       assert process.poll() is None, f'ended before {phase}: {process.stdout.read()}'

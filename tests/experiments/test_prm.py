@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 import tiny
 
-from experiments.parts import pools, process_steps
+from experiments.parts import pools, process_steps, process_table
 from experiments.parts.pools import Author
+from experiments.parts.process_models import Member, Scored
 from prefjax.data.records import Record
+from prefjax.errors import InputError
 from prefjax.rollout.sampler import Samples
 from prefjax.tasks import arithmetic
 
@@ -92,6 +94,23 @@ def test_first_errors_of_records():
   assert not process_steps.judged_steps([Record('p', ('a',))], 1).known.any()
 
 
+def test_the_policy_chooses_by_its_own_log_probs():
+  reference = np.array([[[-1.0, -2.0], [-0.5, -2.5], [-3.0, 0.0]]], np.float32)
+  present = np.array([[[True, True], [True, True], [True, False]]])
+  learnt = np.array([[[-3.0, -1.0], [-4.0, -1.0], [-0.1, 0.0]]], np.float32)
+  beta = 0.5  # of a model that would choose otherwise
+  steps = {
+    'rewards': beta * (learnt - reference),
+    'without': beta * learnt,
+    'present': present,
+  }
+  config = {'evaluation': {'form': 'single', 'how': 'min', 'reference': True}}
+  member = Member('dpo', config, labels='', balance='none', valued=False)
+  scored = Scored(member, {'pool': steps}, {})
+  scores = process_table._likelihood(config, scored)
+  np.testing.assert_allclose(scores, beta * np.array([[-2.0, -2.5, -3.0]]), rtol=1e-6)
+
+
 @pytest.mark.parametrize(
   ('flag', 'said'),
   [
@@ -114,6 +133,12 @@ def test_a_wrong_value_is_named(command, cache, tmp_path, flag, said):
   for words in said:
     assert words in result.err
   assert not (tmp_path / 'run').exists()
+
+
+def test_a_model_may_not_have_the_name_of_another_choice():
+  config = {'evaluation': {'form': 'single', 'how': 'min'}, 'prms': {'oracle': {}}}
+  with pytest.raises(InputError, match=r'prms\.oracle: the tables call another choice'):
+    process_table.validate(config)
 
 
 def test_what_gives_no_rewards_of_steps_is_refused(command, cache, tmp_path):

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from test_runs import lasting
 
-from prefjax.training.files import locked
+from prefjax.training.files import locked, write_json
 
 # Long enough that a signal, which jax looks for once a second, comes in between.
 RUNS = {
@@ -127,7 +127,8 @@ def whole(request, shared):
   with locked(folder):
     written = folder / 'written.json'
     if not written.exists():
-      written.write_text(json.dumps(finish(folder, name, *CUT)))
+      shutil.rmtree(folder, ignore_errors=True)  # of a test that failed
+      write_json(written, finish(folder, name, *CUT))
   return name, folder, json.loads(written.read_text())
 
 

@@ -115,10 +115,13 @@ def running(url):
     return found.fetchone()[0]
 
 
+def begun_trials(folder):
+  return (folder / 'sweep' / runs.TRIALS).glob('*/worker')
+
+
 def both_ended_one(folder):
   """Two workers have begun a second trial, and so have told of the first."""
-  found = (folder / 'sweep' / runs.TRIALS).glob('*/worker')
-  begun = collections.Counter(path.read_text() for path in found)
+  begun = collections.Counter(path.read_text() for path in begun_trials(folder))
   return sum(count > 1 for pid, count in begun.items() if pid) == 2
 
 
@@ -159,8 +162,9 @@ def test_jobs_side_by_side_of_which_one_is_killed(tmp_path, start):
   parent = start('--jobs=2')
   wait_for(lambda: both_ended_one(tmp_path), parent)
   children = Path(f'/proc/{parent.pid}/task/{parent.pid}/children').read_text().split()
-  time.sleep(0.5)  # into the middle of a trial, of a second each
-  os.kill(int(children[0]), signal.SIGKILL)
+  begun = max(begun_trials(tmp_path), key=lambda path: path.stat().st_mtime)
+  time.sleep(0.5)  # into the middle of that trial, of a second each
+  os.kill(int(begun.read_text()), signal.SIGKILL)
   out, _ = parent.communicate(timeout=120)
   assert parent.returncode == 1 and '-9' in out
   out, _ = start().communicate(timeout=120)

@@ -10,7 +10,7 @@ Scale: GPT-2 large, 25,000 prefixes of film reviews, a learned classifier as the
 reward; ours 0.4 million parameters and a grammar of reviews whose reward and frontier
 are exact.
 
-Ours: docs/reproduction.md. KL falls from 1.7 nats at beta 0.05 to 0.05 at beta 5, and
+Ours: KL falls from 1.7 nats at beta 0.05 to 0.05 at beta 5, and
 no policy lies above the exact frontier.
 
 Variants: `smoke`; `paper`, the settings of dpo/hh.py.

@@ -11,7 +11,7 @@ MODELS = ('dpo', 'ce')
 
 
 def get_config(variant=''):
-  """The arithmetic miniature; with `paper` the settings of prm/ultrainteract.py."""
+  """The arithmetic miniature at the paper's beta; with `paper` prm/ultrainteract.py."""
   config = blocks.sized(variant, arithmetic.get_config, ultrainteract.get_config)
   config.data.seed = 0
   config.prms = {name: arithmetic.prms(beta=0.05)[name] for name in MODELS}

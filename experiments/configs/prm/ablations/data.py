@@ -7,13 +7,12 @@ Paper: both help, responses more; DPO does poorly on two responses, cross-entrop
 on one (Figures 4 and 5; no number printed).
 
 Scale: Llama-3.1-8B on 33,000 instructions of UltraInteract, judged on MATH-500; ours a
-model of 0.4 million parameters on sums. The number of updates goes with the number of
-prompts.
+model of 0.4 million parameters on sums. All points have the same number of updates.
 
 Ours: not yet run.
 
 Variants: `smoke`; `paper`, the settings of prm/ultrainteract.py, whose rollouts are
-read: its points have fewer instructions alone.
+read: it asks half of the question, by shares of one epoch.
 """
 
 from experiments import points
@@ -30,9 +29,10 @@ def get_config(variant=''):
 def sweep(variant=''):
   whole = ablations.get_config(variant)
   for share in (0.25, 0.5, 1.0):
-    steps = round(share * whole.train.steps)
-    point = {'train.steps': steps, 'label': f'{share:.0%} of the prompts'}
-    if blocks.PAPER not in variant:
+    point = {'label': f'{share:.0%} of the prompts'}
+    if blocks.PAPER in variant:
+      point['train.steps'] = round(share * whole.train.steps)
+    else:
       point['data.prompts'] = round(share * whole.data.prompts)
     yield from points.seeded(point, seeds=(0, 1))
   if blocks.PAPER not in variant:

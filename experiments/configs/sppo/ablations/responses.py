@@ -9,7 +9,7 @@ after iterations 1 to 3; it is robust to K.
 Scale: 7B models, 20,000 prompts an iteration, a learned preference model; ours a model
 of 0.1 million parameters, 512 prompts, and preferences that are known.
 
-Ours: docs/reproduction.md. More responses go further at the same number of updates,
+Ours: more responses go further at the same number of updates,
 most from 2 to 3: an estimate that counts a response against itself is nearer to 1/2 the
 fewer there are, and targets with it.
 

@@ -9,7 +9,7 @@ of one averaged score a response, which are transitive.
 Scale: 7B models, 20,000 prompts an iteration, a learned preference model; ours a model
 of 0.1 million parameters, 512 prompts, and preferences that are known.
 
-Ours: docs/reproduction.md. Nothing is lost where scores are made anew of every K
+Ours: nothing is lost where scores are made anew of every K
 responses; averaged scores are twice as far apart, so that steps are longer and the gap
 closes faster. docs/self_play.md says where a cycle is lost.
 
