@@ -7,7 +7,8 @@ Thoughts (arXiv:2305.10601). Ours: not yet run at this size.
 
 Variants: as grpo/arithmetic.py has them. `tiny` takes the real puzzles through every
 part on a CPU with a policy that was taught to repeat the numbers and no more: it tries
-the path, not the method, and is rewarded for nothing.
+the path, not the method, and is rewarded for nothing: 0 before and after ten
+iterations, in 98 seconds of two shared cores.
 """
 
 from experiments.configs import blocks
