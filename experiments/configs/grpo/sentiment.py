@@ -6,7 +6,7 @@ The comparison that the DPO paper makes (arXiv:2305.18290, Section 6.1), in mini
 the same reference as dpo/sentiment.py, the same prompts. With `learned` as in
 `:ppo,learned` the reward is a model of experiments.rm, expected at
 `runs/rm/sentiment` (or `--config.rewards.models.model=...`); the true reward is logged
-beside it and moves nothing.
+beside it and moves nothing. Ours: docs/rollouts.md.
 
 Variants: the name of a recipe on rollouts (default `ppo`), `learned`, `smoke`.
 """
