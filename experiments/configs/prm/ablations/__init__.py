@@ -1,18 +1,23 @@
 """Questions to process reward models: `python -m experiments.sweep --experiment=prm`.
 
-All judge the candidates of one policy (`data.seed`). Every run's own report has the
-losses beside each other, and every way to make a score of step rewards.
+A run has one model, `prm`, of the kind that the variant names (a key of
+prm/arithmetic.py's `prms`), and all judge the candidates of one policy (`data.seed`).
+`prm@4` is the share right of the best of four.
 """
 
 from experiments.configs import blocks
 from experiments.configs.prm import arithmetic, ultrainteract
 
-MODELS = ('dpo', 'ce')
+METRIC = 'prm@4'
+BESIDE = ('prm@16', 'prm@64', 'policy@4', 'majority@4')
 
 
-def get_config(variant=''):
+def get_config(variant='dpo'):
   """The arithmetic miniature at the paper's beta; with `paper` prm/ultrainteract.py."""
-  config = blocks.sized(variant, arithmetic.get_config, ultrainteract.get_config)
+  name, flags = blocks.parse(variant, default='dpo')
+  config = blocks.sized(
+    ','.join(sorted(flags)), arithmetic.get_config, ultrainteract.get_config
+  )
   config.data.seed = 0
-  config.prms = {name: arithmetic.prms(beta=0.05)[name] for name in MODELS}
+  config.prms = {'prm': arithmetic.prms(beta=0.05)[name]}
   return config

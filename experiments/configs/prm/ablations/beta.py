@@ -16,7 +16,7 @@ Variants: `smoke`; `paper`, the settings of prm/ultrainteract.py.
 from experiments import points
 from experiments.configs.prm import ablations
 
-METRIC = 'dpo@4'
+METRIC, BESIDE = ablations.METRIC, ablations.BESIDE
 
 
 def get_config(variant=''):
@@ -24,6 +24,8 @@ def get_config(variant=''):
 
 
 def sweep():
-  for beta in (0.01, 0.05, 0.1, 0.5):
-    changes = {f'prms.{name}.objective.beta': beta for name in ablations.MODELS}
-    yield from points.seeded({**changes, 'label': f'beta {beta}'}, seeds=(0, 1))
+  betas = (0.01, 0.05, 0.1, 0.5)
+  for name in ('dpo', 'ce'):
+    for beta in betas:
+      point = {'variant': name, 'prms.prm.objective.beta': beta}
+      yield from points.seeded({**point, 'label': f'{name}, beta {beta}'}, seeds=(0, 1))

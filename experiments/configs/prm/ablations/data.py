@@ -19,7 +19,7 @@ from experiments import points
 from experiments.configs import blocks
 from experiments.configs.prm import ablations
 
-METRIC = 'dpo@4'
+METRIC, BESIDE = ablations.METRIC, ablations.BESIDE
 
 
 def get_config(variant=''):
