@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 import itertools
+import re
 from typing import Any
 
 from matplotlib.ticker import NullFormatter, ScalarFormatter
@@ -26,9 +27,15 @@ _AXES = {
   'eval/reward': 'held-out reward (unit of the task)',
   'eval/response_length': 'length of held-out responses (tokens)',
   'eval/loss': 'held-out loss (unit of the objective)',
-  'win_rate/3_0': 'win rate of the third iterate against the base',
-  'gap/3': 'duality gap of the third iterate (0 at a von Neumann winner)',
-  'length/3': 'length of the third iterate (tokens)',
+  'eval/chosen_drift': 'log-prob of the chosen, less the reference (nats)',
+  'eval/rejected_drift': 'log-prob of the rejected, less the reference (nats)',
+}
+# Of metrics with a number in their name.
+_NUMBERED_AXES = {
+  r'win_rate/(\d+)_(\d+)': r'win rate of iterate \1 over iterate \2 (share)',
+  r'gap/(\d+)': r'duality gap of iterate \1 (0 at a von Neumann winner)',
+  r'length/(\d+)': r'length of iterate \1 (tokens)',
+  r'(.+)@(\d+)': r'best of \2 by \1 (share right)',
 }
 
 Drawn = tuple[bytes, str, str]  # PNG, what it is, caption
@@ -197,13 +204,20 @@ def best_of(arms: Sequence[Arm]) -> Drawn | None:
   return plots.png(figure), title, caption
 
 
+def _axis(name):
+  for pattern, text in _NUMBERED_AXES.items():
+    if found := re.fullmatch(pattern, name):
+      return found.expand(text)
+  return _AXES.get(name, name)
+
+
 def ladder(arms: Sequence[Arm], name: str) -> Drawn | None:
   """One row an arm, in order: every seed, the mean and its standard error."""
   shown = [(arm.label, list(arm.numbers(name).values())) for arm in arms]
   shown = [(label, values) for label, values in shown if values]
   if len(shown) < 2:
     return None
-  axis = _AXES.get(name, name)
+  axis = _axis(name)
   figure, axes = plots.blank(name, axis, '', height=0.9 + 0.32 * len(shown))
   for row, (_, values) in enumerate(shown):
     axes.plot(

@@ -123,6 +123,15 @@ def test_a_frontier_is_the_mean_over_the_runs_that_draw_it(sweep):
   np.testing.assert_allclose(one['kl'], [0.0, 5.0])
 
 
+def test_an_axis_says_what_it_measures_and_in_what():
+  assert arm_plots._axis('kl') == 'KL to the reference (nats a response)'
+  assert (
+    arm_plots._axis('win_rate/2_0') == 'win rate of iterate 2 over iterate 0 (share)'
+  )
+  assert arm_plots._axis('prm@16') == 'best of 16 by prm (share right)'
+  assert arm_plots._axis('my/own') == 'my/own'
+
+
 def test_the_figures_are_those_that_there_are_numbers_for(sweep):
   found = arm_plots.figures(runs.arms([sweep]), panels.OF_UPDATES, 'step', ['kl'])
   assert set(found) == {'plane', 'best_of', 'ladder_kl', 'loss', 'accuracy', 'entropy'}
