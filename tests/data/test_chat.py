@@ -82,7 +82,9 @@ def finished(made, bos):
 
 
 def write(folder, made, template=None, **changes):
-  described = {'bos_token': '<bos>', 'eos_token': {'content': '<eos>'}, **changes}
+  # As transformers writes them: a text, or an object of this type.
+  eos = {'__type': 'AddedToken', 'content': '<eos>'}
+  described = {'bos_token': '<bos>', 'eos_token': eos, **changes}
   if template:
     described['chat_template'] = template
   made.save(str(folder / 'tokenizer.json'))
