@@ -9,7 +9,9 @@ Paper: best of 4, 16 and 64 on average over three generators: DPO 50.4, NCA 49.4
 Scale: Llama-3.1-8B on 33,000 instructions of UltraInteract, judged on MATH-500; ours a
 model of 0.4 million parameters on sums.
 
-Ours: not yet run.
+Ours: of four candidates DPO, NCA and balanced cross-entropy choose alike, 0.47 to 0.48,
+above the policy's 0.41 and below a majority; KTO is the last, as in the paper. Of 64
+all are below the policy: docs/process_rewards.md says more.
 
 Variants: `smoke`; `paper`, the settings of prm/ultrainteract.py.
 """
