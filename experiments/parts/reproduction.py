@@ -145,7 +145,7 @@ def _section(path: Path, one: Told, found: Mapping[str, Any]) -> str:
 
 Paper: {one.paper}
 
-Ours, of seeds {seeds} (configs {found['config']}): {one.ours.removeprefix('Ours: ')}
+Ours, of seeds {seeds} (configs {found['config']}): {one.ours}
 
 {tables.markdown(rows)}
 {tables.markdown(found['differences'])}

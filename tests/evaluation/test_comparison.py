@@ -73,6 +73,13 @@ def test_the_rows_by_hand(sweep):
   assert second['2.5 %'] == pytest.approx(-9.0) == second['97.5 %']
 
 
+def test_two_differences_are_no_interval(tmp_path):
+  arms = runs.arms([told.leave_sweep(tmp_path / 'sweep', seeds=(0, 1))])
+  _, second = tables.rows(arms, ['eval/loss'])
+  assert second['less beta 0.1'] == pytest.approx(0.0)
+  assert second['2.5 %'] is None and second['97.5 %'] is None
+
+
 def test_of_one_seed_the_error_is_that_of_its_prompts(tmp_path):
   arms = runs.arms([told.leave(tmp_path / 'a'), told.leave(tmp_path / 'b', beta=1.0)])
   first, second = tables.rows(arms, [REWARD])
