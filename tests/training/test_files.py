@@ -24,6 +24,16 @@ def test_a_failed_write_leaves_the_file_as_it_was(tmp_path):
   assert json.loads(path.read_text()) == {'a': 1}
 
 
+def test_a_file_is_replaced_and_never_rewritten(tmp_path):
+  path = tmp_path / 'a.json'
+  files.write_json(path, {'a': 1})
+  with path.open() as reader:  # who began before has the old one, whole
+    files.write_json(path, {'a': 2})
+    assert json.load(reader) == {'a': 1}
+  assert json.loads(path.read_text()) == {'a': 2}
+  assert list(tmp_path.iterdir()) == [path]
+
+
 def test_jsonable():
   got = files.jsonable(
     {
