@@ -20,8 +20,8 @@ from prefjax.data.pipeline import Batches
 from prefjax.data.records import Pair, Record
 from prefjax.models import decoder
 from prefjax.training import checks
-from prefjax.training.mesh import place_batch
-from prefjax.training.step import Step, hyper, initial_state
+from prefjax.training.mesh import place, place_batch
+from prefjax.training.step import Step, hyper
 from prefjax.types import PreferenceBatch
 
 _MIB = 2**20
@@ -47,7 +47,7 @@ def main(config: Config, workdir: Path, cache: Path) -> None:
   if mesh is not None:
     batch = place_batch(batch, mesh)
   base = decoder.initial_params(model.config, jax.random.key(config['seed']))
-  trained = adapted.trained(config, model, build.placed(base, mesh), mesh)
+  trained = adapted.trained(config, model, place(base, mesh), mesh)
   step, params = build.step(config, trained.model, mesh, trained.frozen), trained.params
   if 'reference_logps' in step.objective.needs:
     logps = np.asarray(step.score(params, batch).logps)
@@ -89,7 +89,7 @@ def _round_trip(batches: Batches, tokenizer: Any) -> str:
 
 def _memory(step: Step, params: Any, batch: PreferenceBatch, numbers: Any) -> str:
   """What the compiled step of the longest micro-batch holds, by the compiler."""
-  state = jax.eval_shape(lambda: initial_state(params, step.optimizer))
+  state = step.state_shapes(params)
   found = step.memory(state, batch, numbers)
   sizes = {
     'state and batch': found.argument_size_in_bytes,

@@ -22,7 +22,7 @@ from prefjax.training import checks, monitor
 from prefjax.training import reference as references
 from prefjax.training.files import fingerprint
 from prefjax.training.loop import Loop
-from prefjax.training.mesh import place_batch
+from prefjax.training.mesh import place, place_batch
 from prefjax.training.metrics import PhaseClock
 from prefjax.training.step import Step, hyper
 
@@ -52,11 +52,13 @@ def main(config: Config, workdir: Path, cache: Path) -> None:
   clock = PhaseClock()
   setting = prepare(config, cache, clock, print)
   check_step_zero(setting, print)
+  setting = set_aside(config, setting)
   loop = Loop(
     step=setting.step,
     batches=setting.batches.train,
     held_out=setting.batches.held_out,
     moving=build.moving(config),
+    reference_memory=config['memory']['reference'],
     plan=build.plan(config),
     folder=run.folder,
     clock=clock,
@@ -77,7 +79,7 @@ def prepare(config: Config, cache: Path, clock: PhaseClock, say: Say) -> Setting
   """The reference, trained if the config names none, and the pairs scored by it."""
   reference, tokenizer = sft.reference_policy(config, cache, clock, say)
   model, mesh = build.model(config), build.mesh(config)
-  reference = build.placed(reference, mesh)
+  reference = place(reference, mesh)
   identity = references.params_fingerprint(reference)
   data = preferences.prepared(
     config, cache, clock, model, tokenizer, reference, identity
@@ -139,6 +141,16 @@ def check_step_zero(setting: Setting, say: Say) -> None:
   for check in found:
     say(f'step 0: {check}')
   checks.refuse(found)
+
+
+def set_aside(config: Config, setting: Setting) -> Setting:
+  """The setting with its reference where it waits while the policy is trained."""
+  memory, mesh = config['memory']['reference'], setting.step.mesh
+  reference = place(setting.reference, mesh, memory=memory)
+  if setting.trained.lora is not None:
+    return setting._replace(reference=reference)
+  trained = setting.trained._replace(params=reference)
+  return setting._replace(reference=reference, trained=trained)
 
 
 if __name__ == '__main__':

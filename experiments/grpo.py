@@ -109,7 +109,8 @@ def prepare(
     tokenizer = corpus.tokenizer(config, cache, records)
     asked = rollouts.encoded(config, tokenizer, corpus.questions(config), say)
   policy, tokenizer = sft.reference_policy(config, cache, clock, say)
-  return Setting(model, tokenizer, build.placed(policy, mesh), asked)
+  policy = meshes.place(policy, mesh, memory=config['memory']['reference'])
+  return Setting(model, tokenizer, policy, asked)
 
 
 def rolled(
@@ -178,6 +179,7 @@ def online_loop(
     description=objective.name,
     seed=config['seed'],
     temperature=config['rollout']['temperature'],
+    reference_memory=config['memory']['reference'],
     critic=critic_step(config, valued, mesh, frozen) if separate else None,
     critic_params=critic_params if separate else None,
     process=process_model(config, trained, mesh),

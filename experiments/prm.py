@@ -47,6 +47,11 @@ def validate(config: Config) -> None:
     raise InputError('experiments.prm runs in one process.')
   if build.lora(config) is not None:
     raise InputError('lora.rank must be 0: experiments.prm trains whole models.')
+  if config['memory']['reference'] != 'device':
+    raise InputError(
+      'memory.reference must be device: experiments.prm samples and scores with its '
+      'policy between the models.'
+    )
   for member in members(config):
     _check(config, member)
     sft.validate(member.config)

@@ -30,7 +30,7 @@ from prefjax.models import heads
 from prefjax.training import monitor
 from prefjax.training import reference as references
 from prefjax.training.loop import Loop
-from prefjax.training.mesh import on_host, place_batch
+from prefjax.training.mesh import on_host, place, place_batch
 from prefjax.training.metrics import PhaseClock
 from prefjax.training.step import Step
 from prefjax.training.workdir import Run
@@ -94,7 +94,7 @@ def prepare(config: Config, cache: Path, clock: PhaseClock, say: Say) -> Setting
   """The model with a scalar head on the reference's trunk, and the pairs."""
   reference, tokenizer = sft.reference_policy(config, cache, clock, say)
   base, mesh = build.model(config), build.mesh(config)
-  reference = build.placed(reference, mesh)
+  reference = place(reference, mesh)
   identity = references.params_fingerprint(reference)
   data = preferences.prepared(
     config, cache, clock, base, tokenizer, reference, identity
@@ -102,7 +102,8 @@ def prepare(config: Config, cache: Path, clock: PhaseClock, say: Say) -> Setting
   build.say_counts(data, say)
   batches = Split(*(_batches(config, part, tokenizer) for part in data))
   trained = adapted.trained(config, base, reference, mesh)
-  params = build.placed(heads.with_scalar(trained.params, base.config.width), mesh)
+  params = heads.with_scalar(trained.params, base.config.width)
+  params = place(params, mesh, memory=config['memory']['reference'])
   model = trained.model._replace(forward=heads.forward(trained.model.forward))
   trained = trained._replace(model=model, params=params)
   return Setting(tokenizer, trained, batches)

@@ -20,7 +20,7 @@ from prefjax.training.checkpoints import Checkpoints
 from prefjax.training.files import fingerprint, locked
 from prefjax.training.loop import Loop
 from prefjax.training.metrics import PhaseClock
-from prefjax.training.workdir import Run, open_run
+from prefjax.training.workdir import PLACES, Run, open_run
 
 
 def main(config: Config, workdir: Path, cache: Path) -> None:
@@ -144,7 +144,7 @@ def validate(config: Config) -> None:
 def likelihood_config(config: Config) -> dict[str, Any]:
   """The config of the maximum-likelihood run that makes this run's reference."""
   stage = config['reference']
-  shared = ('model', 'tokenizer', 'policy', 'records', 'mesh', 'log')
+  shared = ('model', 'tokenizer', 'policy', 'records', *PLACES, 'log')
   data = {name: value for name, value in config['data'].items() if name != 'seed'}
   return {
     'seed': corpus.data_seed(config),
@@ -156,8 +156,7 @@ def likelihood_config(config: Config) -> dict[str, Any]:
 
 
 def _identity(config: Config) -> str:
-  # Not the mesh: what it changes is within float tolerance.
-  decisive = {name: block for name, block in config.items() if name != 'mesh'}
+  decisive = {name: block for name, block in config.items() if name not in PLACES}
   return fingerprint([decisive, corpus.source_fingerprint(config)])
 
 

@@ -11,7 +11,7 @@ from prefjax.data.prepare import prepare
 from prefjax.models import config as model_config
 from prefjax.models import decoder
 from prefjax.objectives import NonNegative, Positive, recipe
-from prefjax.training.step import hyper, initial_state
+from prefjax.training.step import hyper
 from prefjax.types import Head, PreferenceBatch
 
 SIZES = dict(
@@ -190,7 +190,7 @@ def _to_tokens(part, l, t):
 def updated(step, params, batches, numbers=None):
   """One update from fresh moments: the new state and the metrics, as NumPy."""
   numbers = hyper(step.objective, step.optimizer) if numbers is None else numbers
-  state = initial_state(params, step.optimizer)
+  state = step.initial_state(params)
   return jax.device_get(step.update(state, batches, numbers))
 
 

@@ -188,6 +188,11 @@ def run() -> mlc.ConfigDict:
     fsdp=1,  # devices that share out the prompts and the parameters' width
     tensor=1,  # devices that share out heads, hidden units and the vocabulary
   )
+  config.memory = dict(
+    # device, or host: brought to the devices where it is needed.
+    optimizer='device',  # the optimiser's moments, between updates
+    reference='device',  # the parameters that a run begins with, between uses
+  )
   config.log = dict(
     entropy=True,  # of the policy, every update
     wandb='',  # project; '' logs to files alone

@@ -8,6 +8,7 @@ from experiments.parts import build
 from experiments.parts.build import Config, Model
 from prefjax.models import lora as lora_lib
 from prefjax.models.lora import Lora
+from prefjax.training.mesh import place
 
 _PURPOSE = 5  # of the adapters' first draw; no other draw of a run has it
 
@@ -42,7 +43,7 @@ def trained(config: Config, model: Model, params: Any, mesh: Any) -> Trained:
   key = jax.random.fold_in(jax.random.key(config['seed']), _PURPOSE)
   adapters = lora_lib.initial_params(model.config, lora, key)
   adapted = with_adapters(config, model)
-  return Trained(adapted, build.placed(adapters, mesh), params, lora)
+  return Trained(adapted, place(adapters, mesh), params, lora)
 
 
 def with_adapters(config: Config, model: Model) -> Model:

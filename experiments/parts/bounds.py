@@ -11,7 +11,7 @@ from experiments.parts import build
 from experiments.parts.build import Config
 from experiments.parts.compiled import Program, Shapes, bytes_here
 from prefjax.data.pipeline import assemble
-from prefjax.models.sharding import AXES
+from prefjax.models.sharding import AXES, MEMORIES
 from prefjax.training.chips import Chip
 
 _GIB = 2**30
@@ -38,14 +38,27 @@ class Plan(NamedTuple):
 
   @property
   def state(self) -> dict[str, int]:
-    """Bytes a device of what lives through the run."""
+    """Bytes a device of what lives in its memory through the run."""
     state, frozen = self.shapes.state, self.shapes.frozen
-    trained = bytes_here(state['params'])
-    sizes = {'parameters': trained, 'optimiser state': bytes_here(state['optimizer'])}
-    if frozen is None:
-      return sizes | {'parameters that it began with': trained}
-    # The frozen base is the reference, and begins with itself.
-    return sizes | {'frozen parameters': bytes_here(frozen)}
+    sizes = {
+      'parameters': bytes_here(state['params']),
+      'optimiser state': bytes_here(state['optimizer']),
+    }
+    if frozen is not None:
+      # The frozen base is the reference, and begins with itself.
+      return sizes | {'frozen parameters': bytes_here(frozen)}
+    if self.config['memory']['reference'] == 'host':
+      return sizes
+    return sizes | {'parameters that it began with': sizes['parameters']}
+
+  @property
+  def waiting(self) -> dict[str, int]:
+    """Bytes a device of what waits in its host's memory."""
+    moments = bytes_here(self.shapes.state['optimizer'], 'host')
+    sizes = {'optimiser state': moments} if moments else {}
+    if self.config['memory']['reference'] == 'host':
+      sizes['parameters that it began with'] = self.state['parameters']
+    return sizes
 
   def beside(self, name: str) -> int:
     """Bytes a device of state that a program does not take, but that is there."""
@@ -107,7 +120,7 @@ class Plan(NamedTuple):
     leaves = jax.tree.leaves((self.shapes.state['params'], self.shapes.frozen))
     once = sum(leaf.size for leaf in leaves) * jax.numpy.dtype(shape.dtype).itemsize
     passes = 2 + _RECOMPUTED[shape.remat]
-    kept = self.state['parameters'] + self.state['optimiser state']
+    kept = sum(bytes_here(self.shapes.state, memory) for memory in MEMORIES)
     return self.shapes.micro_batches * passes * once / parts + 2 * kept
 
   @property
@@ -166,6 +179,10 @@ class Plan(NamedTuple):
     yield f'  {"states kept between layers, inside it too":<40} ' + (
       f'{self._between() / _GIB:9.3f}'
     )
+    if self.waiting:
+      yield 'GiB a chip, in host memory'
+    for name, size in self.waiting.items():
+      yield f'  {name:<40} {size / _GIB:9.3f}'
     for name, program in self.programs.items():
       yield f'{name}, by the compiler'
       if program.peak is None:
@@ -215,6 +232,8 @@ class Plan(NamedTuple):
       yield f'  {name:<8} {seconds:9.4f} s = {texts[name]}'
     if 'links' not in self.bounds:
       yield '  links    unknown, and in no bound'
+    if self.waiting:
+      yield '  host     what comes from its memory and goes back is in no bound'
     bound = self.seconds_bound
     speed = self.tokens / bound
     yield (

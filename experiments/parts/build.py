@@ -27,6 +27,7 @@ from prefjax.models import decoder, sharding
 from prefjax.models import lora as lora_lib
 from prefjax.models.config import DecoderConfig
 from prefjax.models.lora import Lora
+from prefjax.models.sharding import MEMORIES
 from prefjax.training import mesh as meshes
 from prefjax.training import monitor
 from prefjax.training.files import fingerprint
@@ -55,7 +56,7 @@ def validate(config: Config) -> None:
   adapters = lora(config)
   if adapters is not None:
     lora_lib.create(shape, adapters)
-  objective(config), optimizer(config), plan(config)
+  objective(config), optimizer(config), plan(config), memory(config)
   corpus.tokenizer_path(config)
   shards = meshes.data_shards(mesh(config))
   size = config['data']['batch_size']
@@ -143,13 +144,6 @@ def initial_params(config: Config, model: Model, mesh: jax.sharding.Mesh | None)
   return jax.jit(create, out_shardings=where)(key)
 
 
-def placed(params: Any, mesh: jax.sharding.Mesh | None) -> Any:
-  """Parameters where a step on this mesh wants them."""
-  if mesh is None:
-    return jax.device_put(params, jax.local_devices()[0])
-  return meshes.place(params, mesh)
-
-
 def on_one_device(params: Any) -> Any:
   """Parameters for sampling and judging, which run on one device."""
   if jax.process_count() > 1:
@@ -174,6 +168,31 @@ def plan(config: Config) -> Plan | OnlinePlan:
   """How long to train, of `config.train`."""
   train = config['train']
   return OnlinePlan(**train) if 'iterations' in train else Plan(**train)
+
+
+def memory(config: Config) -> dict[str, str]:
+  """What `config.memory` keeps where.
+
+  Raises:
+    InputError: where it names no memory, one that these devices do not have, or the
+      base of adapters, which every update needs, is to wait in the host's.
+  """
+  found = dict(config['memory'])
+  here = {space.kind for space in jax.local_devices()[0].addressable_memories()}
+  for key, name in found.items():
+    if name not in MEMORIES:
+      raise InputError(f'memory.{key} must be one of {list(MEMORIES)}, got {name!r}.')
+    if MEMORIES[name] not in {None, *here}:
+      raise InputError(
+        f'memory.{key}={name} needs {MEMORIES[name]}, and a device here has '
+        f'{sorted(here)}.'
+      )
+  if found['reference'] != 'device' and lora(config) is not None:
+    raise InputError(
+      f'memory.reference={found["reference"]} with lora.rank: the reference is the '
+      'base of the adapters, which every update needs on the device.'
+    )
+  return found
 
 
 def moving(config: Config) -> MovingReference | None:
@@ -209,6 +228,7 @@ def step(
     mesh=mesh,
     want=('entropy',) if config['log']['entropy'] else (),
     frozen=frozen,
+    moments=config['memory']['optimizer'],
   )
 
 

@@ -21,7 +21,7 @@ from prefjax.training import hlo
 from prefjax.training import mesh as meshes
 from prefjax.training.mesh import laid
 from prefjax.training.online import OnlinePlan
-from prefjax.training.step import Step, hyper, initial_state
+from prefjax.training.step import Step, hyper
 from prefjax.types import RolloutBatch
 
 _OVERFLOW = re.compile(r'required for HLO temporaries \(([\d.]+)([KMG])\)|HbmOom')
@@ -72,10 +72,10 @@ def _state(config, model, step):
     trained = base if lora is None else lora_lib.initial_params(model.config, lora, key)
     if step.objective.needs & {'values', 'scores'}:
       trained = heads.with_scalar(trained, model.config.width)
-    state = initial_state(trained, step.optimizer)
-    return state, None if lora is None else base
+    return trained, None if lora is None else base
 
-  return laid(jax.eval_shape(create, jax.random.key(0)), step.mesh)
+  trained, frozen = laid(jax.eval_shape(create, jax.random.key(0)), step.mesh)
+  return step.state_shapes(trained), frozen
 
 
 def _responses(config: Config) -> int:
@@ -224,11 +224,14 @@ def _program(function: Any, *args: Any, **static: Any) -> Program:
   return Program(memory.argument_size_in_bytes, memory.temp_size_in_bytes, peak, sent)
 
 
-def bytes_here(tree: Any) -> int:
-  """Bytes a device of a tree of shapes with their shardings."""
+def bytes_here(tree: Any, memory: str = 'device') -> int:
+  """Bytes a device of a tree of shapes with their shardings, in one of the memories."""
 
   def size(leaf):
     where = getattr(leaf, 'sharding', None)
+    waits = getattr(where, 'memory_kind', None) == sharding.MEMORIES['host']
+    if waits != (memory == 'host'):
+      return 0
     shape = leaf.shape if where is None else where.shard_shape(leaf.shape)
     return int(np.prod(shape)) * leaf.dtype.itemsize
 

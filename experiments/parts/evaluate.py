@@ -17,6 +17,7 @@ from prefjax.rollout.responses import Writer
 from prefjax.rollout.sampler import DecoderSampler
 from prefjax.training import processes
 from prefjax.training.files import write_json
+from prefjax.training.mesh import place
 from prefjax.training.metrics import PhaseClock
 from prefjax.training.workdir import Run, append_samples
 
@@ -38,8 +39,9 @@ def finish(
   comparison = None
   if task is not None:
     with clock('evaluate'):
+      reference = place(setting.reference, setting.step.mesh)
       comparison = judge(config, task, setting).compare(
-        build.on_one_device(params), build.on_one_device(setting.reference)
+        build.on_one_device(params), build.on_one_device(reference)
       )
     summary |= summarise(comparison)
     write_json(run.folder / EVALUATION, details(comparison))

@@ -24,6 +24,7 @@ from prefjax.rewards import outcomes
 from prefjax.training import monitor
 from prefjax.training.files import fingerprint
 from prefjax.training.loop import Loop
+from prefjax.training.mesh import place
 from prefjax.training.metrics import PhaseClock
 from prefjax.training.step import Step
 
@@ -163,7 +164,7 @@ class Workshop:
     )
     if member.valued:
       return batches
-    policy = build.placed(self.author.policy, step.mesh)
+    policy = place(self.author.policy, step.mesh)
     where = (self.cache, self.clock, print, step, policy, self.author.identity)
     return dpo.scored(member.config, *where, batches)
 
@@ -175,7 +176,7 @@ class Workshop:
     start = author.policy
     if member.valued:
       start = heads.with_scalar(start, author.model.config.width)
-    start = build.placed(start, step.mesh)
+    start = place(start, step.mesh)
     if not (member.valued or self._checked):
       self._checked = True  # all implicit models start from one policy
       where = (author.model, author.tokenizer, start, Trained(author.model, start))

@@ -35,6 +35,7 @@ from prefjax.training import reference as references
 from prefjax.training.checkpoints import Checkpoints
 from prefjax.training.files import replacing
 from prefjax.training.loop import Loop
+from prefjax.training.mesh import place
 from prefjax.training.metrics import PhaseClock
 from prefjax.training.step import Step
 
@@ -84,12 +85,17 @@ class SelfPlay:
 
   def run(self) -> Any:
     """The last iterate's parameters; held-out responses of all lie in the folder."""
-    params = build.placed(self.base, self.tools.mesh)
+    params = self._waiting(self.base)
     self._held_out(0, params)
     for t in range(1, self.config['self_play']['iterations'] + 1):
       params = self._iteration(t, params)
       self._held_out(t, params)
     return params
+
+  def _waiting(self, params):
+    """An iterate where it waits for what samples, scores and trains."""
+    memory = self.config['memory']['reference']
+    return place(params, self.tools.mesh, memory=memory)
 
   def iterates(self) -> list[Rows]:
     """The held-out responses of pi_0, pi_1, ..., a row for each prompt."""
@@ -134,7 +140,8 @@ class SelfPlay:
       prompts_at_once=options['prompts_at_once'],
       controls=controls(self.config),
     )
-    for drawn in writer.draw(params, [q.prompt for q in questions], noise):
+    there = place(params, self.tools.mesh)
+    for drawn in writer.draw(there, [q.prompt for q in questions], noise):
       sizes = drawn.samples.length.tolist()
       for question, texts, tokens in zip(
         questions[drawn.index], drawn.texts, sizes, strict=True
@@ -147,7 +154,7 @@ class SelfPlay:
     folder = self.folder / f'iteration-{t}'
     found = trained(folder, params)
     if found is not None:
-      return build.placed(found, self.tools.mesh)
+      return self._waiting(found)
     self.say(f'{self.folder.name}: iteration {t}')
     size, count = (self.config['self_play'][k] for k in ('prompts', 'responses'))
     questions = self.asked.train[(t - 1) * size : t * size]
@@ -177,20 +184,9 @@ class SelfPlay:
   def _trained(self, folder, t, params, records):
     config, model = self.config, self.tools.model
     step = self.tools.step(config)
-    with self.clock('data'):
-      batches = self._batches(folder, records, step)
-    if 'reference_logps' in step.objective.needs:
-      identity = references.params_fingerprint(params)
-      batches = dpo.scored(
-        config, folder, self.clock, self.say, step, params, identity, batches
-      )
-    setting = dpo.Setting(
-      model, self.tokenizer, params, Trained(model, params), step, Split(batches, None)
-    )
-    dpo.check_step_zero(setting, self.say if t == 1 else lambda line: None)
     loop = Loop(
       step=step,
-      batches=batches,
+      batches=self._scored(folder, t, params, records, step),
       plan=build.plan(config),
       folder=folder,
       clock=self.clock,
@@ -202,7 +198,24 @@ class SelfPlay:
     )
     params, _ = loop.run(params)
     sft.save_final(folder, config['train']['steps'], params)
-    return params
+    return self._waiting(params)
+
+  def _scored(self, folder, t, params, records, step):
+    """Batches with the log-probs of pi_t, the reference and what training starts at."""
+    with self.clock('data'):
+      batches = self._batches(folder, records, step)
+    there = place(params, step.mesh)
+    if 'reference_logps' in step.objective.needs:
+      identity = references.params_fingerprint(there)
+      batches = dpo.scored(
+        self.config, folder, self.clock, self.say, step, there, identity, batches
+      )
+    model = self.tools.model
+    setting = dpo.Setting(
+      model, self.tokenizer, there, Trained(model, there), step, Split(batches, None)
+    )
+    dpo.check_step_zero(setting, self.say if t == 1 else lambda line: None)
+    return batches
 
   def _batches(self, folder, records, step):
     data = prepare.prepare(

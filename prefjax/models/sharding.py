@@ -17,6 +17,7 @@ from prefjax.errors import InputError
 from prefjax.models.config import DecoderConfig
 
 AXES = ('data', 'fsdp', 'tensor')
+MEMORIES = {'device': None, 'host': 'pinned_host'}  # what jax calls them
 
 RULES: dict[str, Any] = {
   'prompts': ('data', 'fsdp'),
@@ -69,6 +70,22 @@ def under(mesh: jax.sharding.Mesh | None) -> Iterator[None]:
   """What is traced inside knows the mesh."""
   with contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh):
     yield
+
+
+def to_host_memory(tree: Any) -> Any:
+  """Inside a compiled function: arrays sent to the host's memory; scalars stay."""
+  host = jax.memory.Space.Host
+  return jax.tree.map(lambda x: jax.device_put(x, host) if x.ndim else x, tree)
+
+
+def from_host_memory(tree: Any) -> Any:
+  """Inside a compiled function: what lies in the host's memory, on the device."""
+
+  def fetched(x):
+    away = jax.typeof(x).memory_space == jax.memory.Space.Host
+    return jax.device_put(x, jax.memory.Space.Device) if away else x
+
+  return jax.tree.map(fetched, tree)
 
 
 def data_shards(mesh: jax.sharding.Mesh | None) -> int:

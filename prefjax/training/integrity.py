@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from prefjax.errors import InputError
+from prefjax.models.sharding import from_host_memory
 
 _SHOWN = 12  # leaves that an error lists
 
@@ -90,6 +91,7 @@ def _checksum(leaf):
   where the array is. The hash is a bijection of the bits: a change of one
   element is always seen.
   """
+  leaf = from_host_memory(leaf)
   if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
     leaf = jax.random.key_data(leaf)
   if leaf.dtype == bool:

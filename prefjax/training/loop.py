@@ -17,7 +17,7 @@ from prefjax.training import guards, session
 from prefjax.training.checkpoints import Checkpoints
 from prefjax.training.mesh import place, place_batch, placement
 from prefjax.training.metrics import PhaseClock
-from prefjax.training.step import Step, hyper, initial_state
+from prefjax.training.step import Step, hyper
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -66,6 +66,7 @@ class Loop:
     moving: how the reference moves, which is then in the loop's state; its log-probs
       are formed for every batch. None for one that stays, whose log-probs the batches
       hold.
+    reference_memory: where one that moves waits between batches, `device` or `host`.
     flops: floating-point operations of an update on a batch; for the log alone.
     peak: FLOP/s of the machine; for the log alone.
   """
@@ -78,6 +79,7 @@ class Loop:
   description: str
   held_out: Batches | None = None
   moving: MovingReference | None = None
+  reference_memory: str = 'device'
   flops: Callable[[Any], float] = lambda batch: 0.0
   peak: float = math.inf
   say: Callable[[str], None] = print
@@ -103,11 +105,10 @@ class Loop:
 
   def _start(self, saver: Checkpoints, params: Any) -> tuple[dict[str, Any], int]:
     with self.clock('checkpoint'):
-      state = {'policy': initial_state(params, self.step.optimizer)}
+      state = {'policy': self.step.initial_state(params)}
       if self.moving is not None:
-        state['reference'] = jax.tree.map(jnp.copy, params)
+        state['reference'] = self._waiting(jax.tree.map(jnp.copy, params))
       if self.step.mesh is not None:
-        state = place(state, self.step.mesh)
         self.say(placement(state['policy']['params'], self.step.mesh))
       going_on = f'{self.description}: going on from step'
       state, start, self._last = session.resumed(
@@ -133,7 +134,7 @@ class Loop:
         host = self.batches.at(n)
         batch = [self._place(part) for part in host]
       with self.clock('train'):
-        batch = [self._referred(state, part) for part in batch]
+        batch = self._referred(state, batch)
         policy, metrics = self.step.update(state['policy'], batch, self._hyper)
         state = self._moved({**state, 'policy': policy}, n + 1)
         # The numbers of the step before are read while this one runs.
@@ -163,12 +164,15 @@ class Loop:
     if evaluates or saves:
       log.resume()
 
-  def _referred(self, state, batch):
-    """The batch with log-probs of a reference that moves."""
+  def _referred(self, state, batches):
+    """The micro-batches with log-probs of a reference that moves."""
     if self.moving is None:
-      return batch
-    logps = self.step.score(state['reference'], batch).logps
-    return batch.replace(reference_logps=logps)
+      return batches
+    reference = place(state['reference'], self.step.mesh)
+    return [
+      batch.replace(reference_logps=self.step.score(reference, batch).logps)
+      for batch in batches
+    ]
 
   def _moved(self, state, step):
     if self.moving is None or step % self.moving.every:
@@ -176,19 +180,21 @@ class Loop:
     mix = self.moving.mix
     reference = jax.tree.map(
       lambda ref, new: (mix * new + (1.0 - mix) * ref).astype(ref.dtype),
-      state['reference'],
+      place(state['reference'], self.step.mesh),
       state['policy']['params'],
     )
-    return {**state, 'reference': reference}
+    return {**state, 'reference': self._waiting(reference)}
+
+  def _waiting(self, reference):
+    return place(reference, self.step.mesh, memory=self.reference_memory)
 
   def _place(self, batch):
     return batch if self.step.mesh is None else place_batch(batch, self.step.mesh)
 
   def _evaluate(self, writer, state, step):
     with self.clock('evaluate'):
-      held_out = [
-        self._referred(state, self._place(batch)) for _, batch in self.held_out.once()
-      ]
+      held_out = [self._place(batch) for _, batch in self.held_out.once()]
+      held_out = self._referred(state, held_out)
       values = self.step.evaluate(state['policy']['params'], held_out, self._hyper)
       self._last = {f'eval/{name}': value for name, value in values.items()}
       writer.write(step, self._last)

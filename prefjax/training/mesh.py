@@ -10,7 +10,14 @@ import numpy as np
 
 from prefjax.errors import InputError
 from prefjax.models import sharding
-from prefjax.models.sharding import AXES, data_shards, on_host, shardings, under
+from prefjax.models.sharding import (
+  AXES,
+  MEMORIES,
+  data_shards,
+  on_host,
+  shardings,
+  under,
+)
 
 __all__ = ['data_shards', 'on_host']
 
@@ -89,9 +96,21 @@ def rows_here(mesh: jax.sharding.Mesh | None) -> Callable[[int], np.ndarray] | N
   return here
 
 
-def place(tree: Any, mesh: jax.sharding.Mesh) -> Any:
-  """Parameters, or a training state, where the table of `sharding` has them."""
-  return jax.tree.map(sharding.put, tree, shardings(tree, mesh))
+def place(tree: Any, mesh: jax.sharding.Mesh | None, *, memory: str = 'device') -> Any:
+  """Parameters where the table of `sharding` has them, in a device's memory.
+
+  With `memory='host'` they wait in the memory of its host; nothing that is compiled
+  takes them from there.
+  """
+  kind = MEMORIES[memory]
+  if mesh is None:
+    device = jax.local_devices()[0]
+    where = jax.sharding.SingleDeviceSharding(device, memory_kind=kind)
+    return jax.device_put(tree, where)
+  placed = shardings(tree, mesh)
+  if kind is not None:
+    placed = jax.tree.map(lambda x: x.with_memory_kind(kind), placed)
+  return jax.tree.map(sharding.put, tree, placed)
 
 
 def laid(tree: Any, mesh: jax.sharding.Mesh | None, where: Any = shardings) -> Any:
@@ -150,7 +169,8 @@ class Jitted:
   """A jitted function on a mesh whose outputs lie where the table says.
 
   Fixed, because a step's output is the next one's input, and another sharding there
-  would compile the step again. `where` gives the shardings of a tree of outputs.
+  would compile the step again. `where` gives the shardings of a tree of outputs; what
+  the function sent to host memory stays there.
   """
 
   def __init__(
@@ -179,15 +199,27 @@ class Jitted:
 
   def shapes(self, *args: Any) -> Any:
     """The shapes of the outputs, where they lie."""
+    if self._mesh is None:
+      return laid(jax.eval_shape(self._function, *args), None)
     with under(self._mesh):
-      found = jax.eval_shape(self._function, *args)
-    return laid(found, self._mesh)
+      found, where = self._placement(args)
+    return laid(found, self._mesh, lambda *_: where)
 
   def _of(self, args):
     if self._jitted is None:
       options = dict(self._options)
       if self._mesh is not None:
-        found = jax.eval_shape(self._function, *args)
-        options['out_shardings'] = self._where(found, self._mesh)
+        _, options['out_shardings'] = self._placement(args)
       self._jitted = jax.jit(self._function, **options)
     return self._jitted
+
+  def _placement(self, args):
+    """The outputs' shapes, and where they lie."""
+    traced = jax.jit(self._function).trace(*args)
+    where = self._where(traced.out_info, self._mesh)
+    leaves, tree = jax.tree.flatten(where)
+    host = [x.memory_space == jax.memory.Space.Host for x in traced.jaxpr.out_avals]
+    return traced.out_info, tree.unflatten(
+      x.with_memory_kind(MEMORIES['host']) if away else x
+      for x, away in zip(leaves, host, strict=True)
+    )

@@ -30,7 +30,7 @@ from prefjax.training.metrics import PhaseClock
 from prefjax.training.minibatches import Cutter
 from prefjax.training.process import ProcessModel
 from prefjax.training.scoring import Scoring, placed
-from prefjax.training.step import Step, hyper, initial_state
+from prefjax.training.step import Step, hyper
 from prefjax.types import RolloutBatch
 
 
@@ -76,6 +76,7 @@ class OnlineLoop:
     collect: (policy's parameters, carry, iteration) -> `Collected`.
     carry: what the first iteration starts from.
     reference: parameters that the KL is taken to; None is the first policy.
+    reference_memory: where references wait between rollouts, `device` or `host`.
     critic: the step of a critic of its own, or None.
     critic_params: what the critic starts from.
     process: a model that rewards tokens and learns from outcomes, or None.
@@ -97,6 +98,7 @@ class OnlineLoop:
   seed: int
   temperature: float = 1.0
   reference: Any = None
+  reference_memory: str = 'device'
   critic: Step | None = None
   critic_params: Any = None
   process: ProcessModel | None = None
@@ -134,20 +136,19 @@ class OnlineLoop:
 
   def _start(self, saver, params):
     with self.clock('checkpoint'):
-      state = self._placed({'policy': initial_state(params, self.step.optimizer)})
+      state = {'policy': self.step.initial_state(params)}
       if self.step.mesh is not None:
         self.say(placement(state['policy']['params'], self.step.mesh))
       if self.critic is not None:
-        critic = initial_state(self.critic_params, self.critic.optimizer)
-        state |= self._placed({'critic': critic})
+        state['critic'] = self.critic.initial_state(self.critic_params)
       if self.process is not None:
-        state |= self._placed({'process': self.process.start()})
-        self._process_reference = self._placed(self.process.params)
+        state['process'] = self.process.start()
+        self._process_reference = self._waiting(self.process.params)
       reference = params if self.reference is None else self.reference
       if self.plan.refresh_every:
-        state |= self._placed({'reference': jax.tree.map(jnp.copy, reference)})
+        state['reference'] = self._waiting(jax.tree.map(jnp.copy, reference))
       else:
-        self._reference = self._placed(reference)
+        self._reference = self._waiting(reference)
       state['carry'] = self.carry
       going_on = f'{self.description}: going on from iteration'
       state, start, self._last = session.resumed(
@@ -155,10 +156,8 @@ class OnlineLoop:
       )
     return state, start
 
-  def _placed(self, tree):
-    if self.step.mesh is None:
-      return tree
-    return place(tree, self.step.mesh)
+  def _waiting(self, reference):
+    return place(reference, self.step.mesh, memory=self.reference_memory)
 
   def _train(self, stack, saver, state, start):
     writer, progress, stop, compiled = session.opened(
@@ -232,7 +231,8 @@ class OnlineLoop:
       state = {**state, 'carry': collected.carry}
       state, updated = self._update(state, batch, n)
     if self.plan.refresh_every and (n + 1) % self.plan.refresh_every == 0:
-      state['reference'] = jax.tree.map(jnp.copy, state['policy']['params'])
+      reference = jax.tree.map(jnp.copy, state['policy']['params'])
+      state['reference'] = self._waiting(reference)
     return state, {**collected.metrics, **values, **updated}
 
   def _judged(self, state, batch):

@@ -7,8 +7,9 @@ import jax
 import numpy as np
 
 from prefjax.training import scoring
+from prefjax.training.mesh import place
 from prefjax.training.minibatches import Cutter
-from prefjax.training.step import State, Step, hyper, initial_state
+from prefjax.training.step import State, Step, hyper
 from prefjax.types import RolloutBatch
 
 
@@ -32,7 +33,7 @@ class ProcessModel:
 
   def start(self) -> State:
     """The state that the first rollout finds."""
-    return initial_state(self.params, self.step.optimizer)
+    return self.step.initial_state(self.params)
 
   def judge(
     self,
@@ -44,8 +45,8 @@ class ProcessModel:
     """Learns the outcomes in `batch.label`, then fills `batch.implicit`.
 
     Metrics are means over the updates, of the model before each: so `accuracy` is of
-    responses that it has not learnt from. `reference` is `params` where a step wants
-    them. The state is donated.
+    responses that it has not learnt from. `reference` is `params`, in any memory. The
+    state is donated.
     """
 
     def logps(params):
@@ -54,7 +55,7 @@ class ProcessModel:
 
       return scoring.read('logps', score, cutter, batch, self.step)
 
-    before = logps(reference)
+    before = logps(place(reference, self.step.mesh))
     labelled = batch.replace(reference_logps=before)
     numbers = hyper(self.step.objective, self.step.optimizer)
     found = []

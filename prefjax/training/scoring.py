@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from prefjax.training.correction import Correction
-from prefjax.training.mesh import on_host, place_batch
+from prefjax.training.mesh import on_host, place, place_batch
 from prefjax.training.minibatches import Cutter, Part, gathered
 from prefjax.training.step import Step
 from prefjax.types import Outputs, RolloutBatch
@@ -35,7 +35,8 @@ class Scoring:
     """The rollout with what the models of `state`, and the reference, say of it."""
     needs = self.step.objective.needs
     if 'reference_logps' in needs:
-      batch = batch.replace(reference_logps=self.logps(reference, batch))
+      logps = self.logps(place(reference, self.step.mesh), batch)
+      batch = batch.replace(reference_logps=logps)
     if self.correction.level != 'none':
       own = self.logps(state['policy']['params'], batch)
       weights = self.correction.weights(own, batch.old_logps, batch.mask)

@@ -11,24 +11,14 @@ import optax
 
 from prefjax import logprobs
 from prefjax.errors import InputError
-from prefjax.models import heads, lora
+from prefjax.models import heads, lora, sharding
 from prefjax.objectives import Objective, PolicyObjective
-from prefjax.training.mesh import Jitted, batch_shardings
+from prefjax.training.mesh import Jitted, batch_shardings, place
 from prefjax.training.optimizers import Optimizer
 from prefjax.types import Head, Mean, Outputs, PreferenceBatch
 
 State = dict[str, Any]  # {'params', 'optimizer', 'step'}: nested dicts of arrays
 Hyper = Mapping[str, Mapping[str, Any]]
-
-
-def initial_state(params: Any, optimizer: Optimizer) -> State:
-  """A training state that shares no buffer with `params`: a step donates it."""
-  params = jax.tree.map(jnp.copy, params)
-  return {
-    'params': params,
-    'optimizer': optimizer.build().init(params),
-    'step': jnp.zeros((), jnp.int32),
-  }
 
 
 def hyper(
@@ -65,6 +55,7 @@ class Step:
     frozen: parameters that are not trained, the base of adapters: every `params` and
       every state is then of the adapters alone. None where all are trained.
     chunk: tokens a chunk of the log-prob op.
+    moments: the memory that the optimiser's state waits in, `device` or `host`.
   """
 
   forward: Callable[..., tuple[jax.Array, Head]]  # a `Forward`
@@ -74,6 +65,7 @@ class Step:
   want: Sequence[str] = ()
   chunk: int = 512
   frozen: Any = None
+  moments: str = 'device'
 
   def __eq__(self, other: object) -> bool:
     return isinstance(other, Step) and self._structure == other._structure
@@ -92,7 +84,19 @@ class Step:
       self.mesh,
       tuple(self.want),
       self.chunk,
+      self.moments,
     )
+
+  def initial_state(self, params: Any) -> State:
+    """The state before the first update, where an update wants it.
+
+    It shares no buffer with `params`: an update donates it.
+    """
+    return self._initial(place(params, self.mesh))
+
+  def state_shapes(self, params: Any) -> State:
+    """The shapes of an initial state, where they lie; nothing is allocated."""
+    return self._initial.shapes(params)
 
   def update(
     self, state: State, batches: Sequence[PreferenceBatch], hyper: Hyper
@@ -188,6 +192,18 @@ class Step:
     return found
 
   @_program
+  def _initial(self) -> Callable:
+    def initial(params):
+      params = jax.tree.map(jnp.copy, params)
+      return {
+        'params': params,
+        'optimizer': self._waiting(self.optimizer.build().init(params)),
+        'step': jnp.zeros((), jnp.int32),
+      }
+
+    return self._jit(initial)
+
+  @_program
   def _fused(self) -> Callable:
     def fused(frozen, state, batch, hyper):
       grads, means = self._gradient(frozen, state['params'], batch, None, hyper)
@@ -203,7 +219,8 @@ class Step:
       shapes = jax.eval_shape(self._gradient, frozen, params, batch, weight, hyper)
       return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
 
-    return self._jit(start)
+    # Zeros read none of the arguments, which yet say on what device they lie.
+    return self._jit(start, keep_unused=True)
 
   @_program
   def _accumulate(self) -> Callable:
@@ -301,8 +318,8 @@ class Step:
 
     return jax.jit(credit)
 
-  def _jit(self, function, donate=()):
-    return Jitted(function, self.mesh, donate_argnums=donate)
+  def _jit(self, function, donate=(), **options):
+    return Jitted(function, self.mesh, donate_argnums=donate, **options)
 
   def _gradient(self, frozen, params, batch, weight, hyper):
     """Gradients in the accumulation dtype, and the means of this micro-batch."""
@@ -319,17 +336,22 @@ class Step:
   def _advance(self, state, grads, means, hyper):
     transform = self.optimizer.build(hyper['optimizer'])
     grad_norm = optax.tree.norm(grads)
-    updates, inner = transform.update(grads, state['optimizer'], state['params'])
+    inner = sharding.from_host_memory(state['optimizer'])
+    updates, inner = transform.update(grads, inner, state['params'])
     metrics = _values(means) | {
       'grad_norm': grad_norm,
       'learning_rate': self.optimizer.rate(state['step'], hyper['optimizer']),
     }
     new = {
       'params': optax.apply_updates(state['params'], updates),
-      'optimizer': inner,
+      'optimizer': self._waiting(inner),
       'step': state['step'] + 1,
     }
     return new, metrics
+
+  def _waiting(self, moments):
+    """Moments in the memory where they wait for the next update."""
+    return sharding.to_host_memory(moments) if self.moments == 'host' else moments
 
 
 def _wide(x):

@@ -17,6 +17,7 @@ from prefjax.training.files import jsonable, temporary, write_json
 
 _CONFIG = 'config.json'
 _DONE = 'DONE'
+PLACES = ('mesh', 'memory')  # in a config: they change a run to float tolerance alone
 _PARTS = ('config', 'environment', 'fingerprints')
 # Other bits of the same arithmetic: XLA divides its reductions by the number of
 # cores, and every version of these compiles to its own order of operations.
@@ -135,8 +136,8 @@ def _refuse_other_run(workdir, asked, stored):
 
 
 def _decisive(config):
-  """A config without its mesh: a run goes on where other devices are."""
-  return {key: value for key, value in config.items() if key != 'mesh'}
+  """A config without what says where it runs: it goes on where other devices are."""
+  return {key: value for key, value in config.items() if key not in PLACES}
 
 
 def _environment_warnings(here, there):

@@ -39,6 +39,7 @@ def refused(result, *said):
     ('--config.policy.checkpoint=x', ('policy.checkpoint=x', 'tokenizer.path')),
     ('--config.records.chat=True', ('records.chat', 'tokenizer.path')),
     ('--config.lora.rank=-1', ('lora.rank', '-1')),
+    ('--config.memory.optimizer=disk', ('memory.optimizer', 'host', 'disk')),
   ],
 )
 def test_a_wrong_value_is_named(command, tmp_path, flag, said):
@@ -78,6 +79,7 @@ def test_a_wrong_value_of_a_rollout_is_named(command, cache, tmp_path, flag, sai
     ('--config.lora.zero=c', ('lora.zero', "'c'")),
     ("--config.lora.targets=('layers.x',)", ('layers.x', 'layers.attention.key')),
     ('--config.reference.move_mix=0.5', ('two mixed adapters', 'lora.rank')),
+    ('--config.memory.reference=host', ('memory.reference=host', 'base of the')),
   ],
 )
 def test_wrong_adapters_are_named(command, tmp_path, flag, said):

@@ -30,6 +30,22 @@ def test_a_plan_for_fake_devices(command, tmp_path):
   assert not (tmp_path / 'run').exists()
 
 
+def test_what_waits_on_the_host_takes_nothing_of_a_device():
+  config = points.load('experiments/configs/dpo/sentiment.py').get_config('smoke')
+  config.mesh = {'data': 2, 'fsdp': 2, 'tensor': 2}
+  here = planning.planned(config.to_dict(), 'cpu:8')
+  config.memory = {'optimizer': 'host', 'reference': 'host'}
+  there = planning.planned(config.to_dict(), 'cpu:8')
+  moments, begun = 'optimiser state', 'parameters that it began with'
+  numbers = there.state[moments]  # how many updates it has counted
+  assert 0 < numbers < 64
+  assert there.waiting[moments] == here.state[moments] - numbers
+  assert there.waiting[begun] == here.state[begun]
+  assert begun not in there.state
+  assert here.waiting == {}
+  assert 'GiB a chip, in host memory' in there.lines()
+
+
 def test_a_plan_of_adapters_holds_the_base_once(command, tmp_path):
   lora = ('--config.lora.rank=4', "--config.lora.targets=('*.down',)")
   result = plan(command, tmp_path, ARITHMETIC, '--topology=cpu:8', *lora)
@@ -106,6 +122,8 @@ def test_every_loop_runs_on_a_mesh_of_all_axes(command, cache, tmp_path, name, c
     f'--workdir={tmp_path}/run',
     f'--cache={cache}',
     *CUT,
+    '--config.memory.optimizer=host',
+    '--config.memory.reference=host',
   )
   assert result.code == 0, result.err
   assert 'a device on data 2, fsdp 2, tensor 2; whole on each: ' in result.out

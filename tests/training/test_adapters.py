@@ -13,7 +13,7 @@ from prefjax.models import decoder, lora
 from prefjax.models.lora import Lora
 from prefjax.training import mesh as mesh_lib
 from prefjax.training.optimizers import Optimizer
-from prefjax.training.step import Step, hyper, initial_state
+from prefjax.training.step import Step, hyper
 
 SPEC = Lora(rank=2, alpha=3.0, targets=('layers.attention.*', 'layers.mlp.down'))
 ADAMW = Optimizer(name='adamw', learning_rate=1e-2, steps=10)
@@ -81,7 +81,7 @@ def test_gradients_are_those_of_all_weights_by_the_chain_rule(objective, x64):
 def test_the_base_is_left_and_the_state_is_of_adapters_alone():
   made = step('dpo')
   before = jax.tree.map(lambda x: np.asarray(x).tobytes(), made.frozen)
-  state = initial_state(adapters(), ADAMW)
+  state = made.initial_state(adapters())
   start = jax.tree.map(np.array, state['params'])
   numbers = hyper(made.objective, ADAMW)
   for n in range(2):
@@ -112,7 +112,7 @@ def test_meshes_say_what_one_device_says(mesh):
   batch = tiny.batch(vocab=32)
   state, metrics = tiny.updated(step('dpo', CUT), adapters(CUT), [batch])
   sharded = step('dpo', CUT, mesh)
-  state_there = mesh_lib.place(initial_state(adapters(CUT), ADAMW), sharded.mesh)
+  state_there = sharded.initial_state(adapters(CUT))
   batch = mesh_lib.place_batch(batch, sharded.mesh)
   numbers = hyper(sharded.objective, ADAMW)
   other, same = jax.device_get(sharded.update(state_there, [batch], numbers))

@@ -13,7 +13,7 @@ import tiny
 from prefjax import logprobs
 from prefjax.training import mesh as mesh_lib
 from prefjax.training.optimizers import Optimizer
-from prefjax.training.step import Step, hyper, initial_state
+from prefjax.training.step import Step, hyper
 
 VOCAB, CHUNK, WIDTH = 1018, 16, 8  # 2 x 509, a prime: no product of other sizes
 ADAMW = Optimizer(name='adamw', learning_rate=1e-3, steps=10)
@@ -49,10 +49,9 @@ def compiled(shards, accumulated=False):
     want=('entropy',),
     chunk=CHUNK,
   )
-  state = initial_state(tiny.params(**MODEL), ADAMW)
+  state = step.initial_state(tiny.params(**MODEL))
   batch, numbers = whole_batch(), hyper(step.objective, ADAMW)
   if shards != 1:
-    state = mesh_lib.place(state, step.mesh)
     batch = mesh_lib.place_batch(batch, step.mesh)
   if not accumulated:
     return step._fused.lower(None, state, batch, numbers).compile(), state

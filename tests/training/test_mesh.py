@@ -15,7 +15,7 @@ from prefjax.models import sharding
 from prefjax.training import mesh as mesh_lib
 from prefjax.training.monitor import Compilations
 from prefjax.training.optimizers import Optimizer
-from prefjax.training.step import Step, hyper, initial_state
+from prefjax.training.step import Step, hyper
 
 TOLERANCE = {'float64': 1e-10, 'float32': 1e-5}
 OPTIMIZER = Optimizer(name='rmsprop', learning_rate=1e-3, steps=10, clip_norm=10.0)
@@ -68,16 +68,11 @@ def bag(dtype):
   return tiny.bag_params(vocab=MODEL['vocab_size'], dtype=dtype)
 
 
-def start(name, params):
-  state = initial_state(params, OPTIMIZER)
-  return state if name == 'none' else mesh_lib.place(state, mesh(name))
-
-
 def train(name, dtype):
   """Three updates: one batch whole, one in two micro-batches, one whole."""
   wholes = [tiny.batch(seed, p=16, dtype=np.dtype(dtype)) for seed in range(3)]
   halves = [tiny.take(wholes[1], rows, l=6, t=7) for rows in (range(8), range(8, 16))]
-  state, metrics = start(name, bag(dtype)), []
+  state, metrics = step(name).initial_state(bag(dtype)), []
   numbers = hyper(step(name).objective, OPTIMIZER)
   for batches in ([wholes[0]], halves, [wholes[2]]):
     batches = [placed(name, batch) for batch in batches]
@@ -127,7 +122,7 @@ def decoder_step(name):
 
 
 def decoder_update(name):
-  state = start(name, tiny.params(**MODEL, **DOUBLE))
+  state = decoder_step(name).initial_state(tiny.params(**MODEL, **DOUBLE))
   numbers = hyper(decoder_step(name).objective, OPTIMIZER)
   batch = placed(name, tiny.batch(dtype=np.float64))
   return decoder_step(name).update(state, [batch], numbers)
@@ -164,7 +159,7 @@ def test_no_step_after_the_first_compiles():
     mesh=mesh('tensor 2 x fsdp 4'),
     chunk=5,
   )
-  state = start('tensor 2 x fsdp 4', bag('float32'))
+  state = fresh.initial_state(bag('float32'))
   numbers = hyper(fresh.objective, OPTIMIZER)
   batch = placed('tensor 2 x fsdp 4', tiny.batch())
 
@@ -211,7 +206,7 @@ def test_data_8_is_pmap_of_the_same_loss(model, x64):
   goal = tiny.objective('sum')
   batch = tiny.batch(dtype=np.float64)
   sharded = Step(forward, goal, adamw, mesh=mesh('data 8'), chunk=5)
-  state = mesh_lib.place(initial_state(params, adamw), mesh('data 8'))
+  state = sharded.initial_state(params)
   state, metrics = sharded.update(state, [placed('data 8', batch)], hyper(goal, adamw))
 
   # The sums of each device, their weights added over all of them, the ratio last.

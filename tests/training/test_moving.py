@@ -35,7 +35,7 @@ def step():
   return Step(tiny.bag_forward, tiny.objective('dpo'), optimizer)
 
 
-def trained(folder, batches, moving, steps=6):
+def trained(folder, batches, moving, steps=6, **changes):
   folder.mkdir(exist_ok=True)
   loop = Loop(
     step=step(),
@@ -47,6 +47,7 @@ def trained(folder, batches, moving, steps=6):
     description='dpo',
     moving=moving,
     say=lambda text: None,
+    **changes,
   )
   params, _ = loop.run(tiny.bag_params())
   rows = metrics.read(folder / 'metrics.jsonl')
@@ -88,6 +89,22 @@ def test_a_soft_update_by_hand(tmp_path, batches, monkeypatch):
   np.testing.assert_allclose(
     after['reference']['mix'], 0.25 * policy + 0.75 * old, rtol=1e-6
   )
+
+
+@pytest.mark.parametrize('mix', [1.0, 0.5])
+def test_it_may_wait_in_the_memory_of_the_host(tmp_path, batches, monkeypatch, mix):
+  moving, kinds, save = MovingReference(every=2, mix=mix), set(), Loop._save
+
+  def seen(self, saver, state, *args):
+    kinds.update(x.sharding.memory_kind for x in jax.tree.leaves(state['reference']))
+    save(self, saver, state, *args)
+
+  monkeypatch.setattr(Loop, '_save', seen)
+  there = trained(tmp_path / 'host', batches, moving, reference_memory='host')
+  assert kinds == {'pinned_host'}
+  here = trained(tmp_path / 'device', batches, moving)
+  assert there[1] == here[1]
+  jax.tree.map(np.testing.assert_array_equal, there[0], here[0])
 
 
 def test_stopped_and_resumed_it_ends_with_the_same_bits(tmp_path, batches, monkeypatch):

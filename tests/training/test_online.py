@@ -152,6 +152,17 @@ def test_every_update_is_made_and_logged(tmp_path):
   assert [json.loads(row)['step'] for row in samples] == [1, 2, 3, 4]
 
 
+@pytest.mark.parametrize('name', ['grpo', 'prime'])
+@pytest.mark.parametrize('refresh_every', [0, 2])
+def test_references_may_wait_in_the_memory_of_the_host(tmp_path, name, refresh_every):
+  plan = dataclasses.replace(BUSY, refresh_every=refresh_every)
+  runs = {}
+  for memory in ('host', 'device'):
+    loop = make(tmp_path / memory, name, plan=plan, reference_memory=memory)
+    runs[memory] = (bits(loop.run(tiny.bag_params())[0]), lasting(tmp_path / memory))
+  assert runs['host'] == runs['device']
+
+
 @pytest.mark.slow
 def test_a_killed_process_reward_model_ends_with_the_same_bits(tmp_path):
   options = dict(name='prime', plan=BUSY, process=process(updates=2))

@@ -13,7 +13,7 @@ import tiny
 from prefjax import objectives
 from prefjax.training.monitor import Compilations
 from prefjax.training.optimizers import Optimizer
-from prefjax.training.step import Step, hyper, initial_state
+from prefjax.training.step import Step, hyper
 
 # The first moment of one AdamW step is the gradient: see `tiny.gradient`.
 ADAMW = Optimizer(name='adamw', learning_rate=1e-2, steps=10, warmup_steps=3)
@@ -289,7 +289,7 @@ def test_a_sweep_compiles_no_more_than_its_first_trial():
     goal = objectives.create('dpo', beta=beta)
     optimizer = Optimizer(name='rmsprop', learning_rate=rate, steps=10)
     numbers = hyper(goal, optimizer)
-    state = initial_state(tiny.bag_params(), optimizer)
+    state = step.initial_state(tiny.bag_params())
     losses = []
     for batches in steps:
       state, metrics = step.update(state, batches, numbers)
@@ -360,7 +360,7 @@ def test_each_function_compiles_once_a_cell():
   step = Step(tiny.bag_forward, tiny.objective('dpo'), ADAMW, chunk=5)
   whole = tiny.batch()
   a, b = same_cells(whole, [0, 1, 2, 3]), same_cells(whole, [4, 5])
-  state = initial_state(tiny.bag_params(), ADAMW)
+  state = step.initial_state(tiny.bag_params())
   numbers = hyper(step.objective, step.optimizer)
   for batches in (a, a + b, a, b + a + a, a + b, a, b + b):
     state, _ = step.update(state, batches, numbers)
@@ -383,7 +383,7 @@ def test_the_state_is_donated_and_the_initial_parameters_are_not(way, optimizer)
   step = bag('dpo', optimizer=optimizer)
   params = tiny.bag_params()
   kept = jax.tree.map(np.array, params)
-  state = initial_state(params, optimizer)
+  state = step.initial_state(params)
   numbers = hyper(step.objective, optimizer)
   new, _ = step.update(state, WAYS[way](tiny.batch()), numbers)
   assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state))

@@ -8,8 +8,9 @@
 it samples, the parameters are put together over `mesh.fsdp`: a chip then holds
 1 / `mesh.tensor` of them in bfloat16. Ours: not yet run.
 
-Variants: the name of any recipe on rollouts (default `grpo`); `smoke` is that of
-arithmetic.py.
+Variants: the name of any recipe on rollouts (default `grpo`); beside it
+  70b    the shape of Llama-3-70B
+  smoke  the smoke of arithmetic.py, on this method
 """
 
 from experiments.configs import blocks
@@ -23,7 +24,7 @@ def get_config(variant='grpo'):
     return arithmetic.get_config(f'{name},smoke')
   config = gsm8k.get_config(name)
   config.mesh = dict(data=1, fsdp=0, tensor=8)
-  config.model = llama3.model()
+  config.model = llama3.model(large='70b' in flags)
   config.tokenizer.path = 'llama3.json'
   config.policy.checkpoint = 'llama-3-8b'
   config.data.update(
