@@ -15,7 +15,7 @@ from experiments.parts.build import Config
 from prefjax.data.tokenizers import Tokenizer
 from prefjax.errors import InputError
 from prefjax.evaluation.report import write_report
-from prefjax.training import monitor
+from prefjax.training import determinism, monitor
 from prefjax.training.checkpoints import Checkpoints
 from prefjax.training.files import fingerprint, locked
 from prefjax.training.loop import Loop
@@ -50,11 +50,17 @@ def opened(config: Config, workdir: Path) -> Run:
       'backend': jax.default_backend(),
       'kinds': sorted({device.device_kind for device in devices}),
       'count': len(devices),
+      'deterministic': determinism.holds(),
     },
     fingerprints={'data': corpus.source_fingerprint(config)},
   )
   for warning in run.warnings:
     print(f'warning: {warning}')
+  if not determinism.holds():
+    print(
+      'warning: XLA_FLAGS turns deterministic operations off; made again, this run '
+      'ends with other bits.'
+    )
   return run
 
 

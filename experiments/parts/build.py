@@ -53,6 +53,12 @@ def validate(config: Config) -> None:
     InputError: naming the key.
   """
   shape = model_configs.create(**config['model'])
+  wanted, here = model_configs.KERNELS.get(shape.attention), jax.default_backend()
+  if wanted not in {None, here}:
+    raise InputError(
+      f'model.attention={shape.attention} runs on a {wanted}, and this is a {here}: '
+      'set model.attention=blocked.'
+    )
   adapters = lora(config)
   if adapters is not None:
     lora_lib.create(shape, adapters)

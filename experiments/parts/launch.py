@@ -11,7 +11,7 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from prefjax.errors import InputError, Preempted, TrainingError
-from prefjax.training import processes
+from prefjax.training import determinism, processes
 
 _CONFIG = config_flags.DEFINE_config_file(
   'config',
@@ -185,9 +185,10 @@ def config_name() -> str:
 
 
 def configure_jax(cache: Path) -> None:
-  """Sets up the compilation cache, and enough threads for fake devices."""
+  """Sets up the same bits, the compilation cache, and threads for fake devices."""
   import jax
 
+  determinism.ask()
   if 'xla_force_host_platform_device_count' in os.environ.get('XLA_FLAGS', ''):
     # XLA's pool has no more threads than devices, and each thread that waits in a
     # collective holds one: without spare ones fake devices hang.

@@ -64,16 +64,35 @@ class DecoderConfig:
         f'model.num_heads must be a multiple of model.num_kv_heads, got '
         f'{self.num_heads} and {self.num_kv_heads}.'
       )
-    if self.attention == 'splash' and self.window is not None:
-      raise InputError(
-        f'model.attention=splash has no windows, and the model looks back '
-        f'model.window={self.window} positions.'
-      )
     for name, known in _KNOWN.items():
       if getattr(self, name) not in known:
         raise InputError(
           f'model.{name} must be one of {list(known)}, got {getattr(self, name)!r}.'
         )
+    if self.attention in KERNELS and self.window is not None:
+      raise InputError(
+        f'model.attention={self.attention} has no windows, and the model looks back '
+        f'model.window={self.window} positions.'
+      )
+    if self.attention == 'cudnn':
+      self._check_cudnn()
+
+  def _check_cudnn(self):
+    if self.layout != 'plain':
+      raise InputError(
+        'model.attention=cudnn has no causal mask with an offset, which responses that '
+        f'share a prompt need: set model.layout=plain, got {self.layout!r}.'
+      )
+    if self.dtype != 'bfloat16' or self.attention_soft_cap is not None:
+      raise InputError(
+        'model.attention=cudnn computes in model.dtype=bfloat16 and has no soft-cap, '
+        f'got {self.dtype!r} and model.attention_soft_cap={self.attention_soft_cap}.'
+      )
+    if self.head_dim % 8:
+      raise InputError(
+        'model.attention=cudnn needs model.head_dim to be a multiple of 8, got '
+        f'{self.head_dim}.'
+      )
 
   @property
   def layer_is_global(self) -> tuple[bool, ...]:
@@ -87,12 +106,14 @@ class DecoderConfig:
     )
 
 
+KERNELS = {'splash': 'tpu', 'cudnn': 'gpu'}  # attention that one backend alone runs
+
 _KNOWN = {
   'norm': ('rms', 'rms_plus_one', 'layer'),
   'position': ('rotary', 'rotary_interleaved', 'learned'),
   'rope_scaling': ('none', 'linear', 'llama3'),
   'mlp': ('silu_gated', 'gelu_gated', 'gelu', 'gelu_tanh'),
-  'attention': (*attention.IMPLEMENTATIONS, 'splash'),
+  'attention': (*attention.IMPLEMENTATIONS, *KERNELS),
   'layout': ('shared', 'plain'),
   'remat': ('none', 'dots', 'mixed', 'full'),
   'dtype': ('float32', 'bfloat16', 'float64'),

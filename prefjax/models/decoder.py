@@ -12,13 +12,14 @@ from jaxtyping import Array, Float, Int
 from prefjax.errors import InputError
 from prefjax.models import attention
 from prefjax.models.config import DecoderConfig
+from prefjax.models.cudnn import cudnn
 from prefjax.models.layers import MIXED, Block, Norm, angles, frequencies, rotate
 from prefjax.models.sharding import constrain
 from prefjax.models.splash import splash
 from prefjax.types import Head, PreferenceBatch
 
 _NO_WINDOW = jnp.iinfo(jnp.int32).max
-_ATTENTION = {**attention.IMPLEMENTATIONS, 'splash': splash}
+_ATTENTION = {**attention.IMPLEMENTATIONS, 'splash': splash, 'cudnn': cudnn}
 _REMAT = {
   'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
   # Attention is not done again, projections are: for long rows.
@@ -134,11 +135,21 @@ class Decoder(nnx.Module):
     interleaved = self.config.position == 'rotary_interleaved'
     return rotate(x, table, interleaved=interleaved)
 
-  def attend(self, query, key, value, query_place, key_place, window):
-    """Attention as the config has it."""
+  def attend(
+    self, query, key, value, query_place, key_place, window, *, one_row: bool = False
+  ):
+    """Attention as the config has it.
+
+    `one_row` says that right-padded rows look at themselves: the one case that cuDNN
+    knows. The portable kernel stands in for it in others, as when a prompt is sampled
+    from.
+    """
     config = self.config
     scale = config.attention_scale or config.head_dim**-0.5
-    return _ATTENTION[config.attention](
+    name = config.attention
+    if name == 'cudnn' and not one_row:
+      name = 'blocked'
+    return _ATTENTION[name](
       query,
       key,
       value,
@@ -161,11 +172,8 @@ class Decoder(nnx.Module):
     The two blocks go through a layer as one row of l + k t tokens, so that every
     projection is one matrix product; only attention tells them apart.
     """
-    shape = responses.shape
     if self.config.layout == 'plain':
-      prompts, prompt_length, responses, response_length = _repeat_prompts(
-        prompts, prompt_length, responses, response_length
-      )
+      return self._plain(prompts, prompt_length, responses, response_length)
     p, l = prompts.shape
     k, t = responses.shape[1:]
     prompt = left_padded(prompt_length, l)
@@ -180,19 +188,35 @@ class Decoder(nnx.Module):
     x, _, _ = self.run_layers(self.embed(tokens, position), position, mixer)
     last = jnp.broadcast_to(x[:, None, l - 1 : l], (p, k, 1, x.shape[-1]))
     own = x[:, l:].reshape(p, k, t, -1)
-    hidden = jnp.concatenate([last, own], axis=2)
-    return hidden.reshape(*shape[:2], t + 1, -1)
+    return jnp.concatenate([last, own], axis=2)
+
+  def _plain(self, prompts, prompt_length, responses, response_length):
+    """The peers' layout: every response brings its own copy of its prompt.
+
+    A row is both, one after the other, with all padding at its right.
+    """
+    p, k, t = responses.shape
+    l = prompts.shape[1]
+    length = jnp.repeat(prompt_length, k)
+    tokens = jnp.concatenate(
+      [jnp.repeat(prompts, k, axis=0), responses.reshape(p * k, t)], axis=1
+    )
+    column = jnp.arange(l + t)[None]
+    turned = (column + (l - length)[:, None]) % (l + t)
+    tokens = jnp.take_along_axis(tokens, turned, axis=1)
+    both = length + response_length.reshape(-1)
+    place = right_padded(both, l + t, jnp.zeros_like(both))
+    mixer = functools.partial(_one_row, self.attend, place)
+    x, _, _ = self.run_layers(self.embed(tokens, place.position), place.position, mixer)
+    kept = jnp.maximum(length - 1, 0)[:, None] + jnp.arange(t + 1)[None]
+    hidden = jnp.take_along_axis(x, kept[:, :, None], axis=1)
+    return hidden.reshape(p, k, t + 1, -1)
 
 
-def _repeat_prompts(prompts, prompt_length, responses, response_length):
-  """The peers' layout: every response brings its own copy of its prompt."""
-  p, k, t = responses.shape
-  return (
-    jnp.repeat(prompts, k, axis=0),
-    jnp.repeat(prompt_length, k),
-    responses.reshape(p * k, 1, t),
-    response_length.reshape(p * k, 1),
-  )
+def _one_row(attend, place, query, key, value, carry, **depth):
+  """Every row attends to itself."""
+  out = attend(query, key, value, place, place, depth['window'], one_row=True)
+  return out, carry, None
 
 
 def _two_blocks(attend, prompt, response, query, key, value, carry, **depth):

@@ -39,6 +39,7 @@ def refused(result, *said):
     ('--config.policy.checkpoint=x', ('policy.checkpoint=x', 'tokenizer.path')),
     ('--config.records.chat=True', ('records.chat', 'tokenizer.path')),
     ('--config.lora.rank=-1', ('lora.rank', '-1')),
+    ('--config.model.attention=splash', ('attention=splash', 'tpu', 'cpu')),
     ('--config.memory.optimizer=disk', ('memory.optimizer', 'host', 'disk')),
   ],
 )

@@ -1,0 +1,53 @@
+"""What is asked of XLA for the same bits, and what is said where it was not."""
+
+import subprocess
+import sys
+
+import pytest
+
+from prefjax.training import determinism
+
+ON, OFF = (f'--xla_gpu_deterministic_ops={value}' for value in ('true', 'false'))
+
+
+@pytest.mark.parametrize(
+  ('flags', 'wanted'),
+  [
+    (None, ON),
+    ('--xla_dump_to=x', f'--xla_dump_to=x {ON}'),
+    (OFF, OFF),
+    (ON, ON),
+  ],
+)
+def test_one_order_is_asked_for_unless_a_user_spoke_of_it(flags, wanted):
+  environment = {} if flags is None else {'XLA_FLAGS': flags}
+  determinism.ask(environment)
+  assert environment == {'XLA_FLAGS': wanted}
+
+
+@pytest.mark.parametrize(
+  ('backend', 'flags', 'holds'),
+  [
+    ('cpu', '', True),
+    ('tpu', OFF, True),
+    ('gpu', '', False),
+    ('gpu', OFF, False),
+    ('gpu', ON, True),
+    ('gpu', '--xla_gpu_deterministic_ops', True),
+    ('gpu', f'{ON} {OFF}', False),
+  ],
+)
+def test_bits_hold_on_a_gpu_only_where_it_was_asked(monkeypatch, backend, flags, holds):
+  monkeypatch.setenv('XLA_FLAGS', flags)
+  assert determinism.holds(backend) == holds
+
+
+def test_xla_knows_what_it_is_asked():
+  code = (
+    'from prefjax.training import determinism; determinism.ask()\n'
+    'import jax; print(jax.numpy.zeros(3).sum())'
+  )
+  done = subprocess.run(
+    [sys.executable, '-c', code], capture_output=True, text=True, check=False
+  )
+  assert done.stdout == '0.0\n', done.stderr
