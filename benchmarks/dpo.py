@@ -25,7 +25,7 @@ def main() -> None:
   import numpy as np
 
   from prefjax.training.monitor import Compilations
-  from prefjax.training.step import hyper, initial_state
+  from prefjax.training.step import hyper
 
   jax.config.update('jax_cpu_enable_async_dispatch', False)
   rows = [w.dpo_batch(args, i) for i in range(args.warmup + args.steps)]
@@ -52,8 +52,8 @@ def main() -> None:
       state, metrics = step.update(state, micro, numbers)
       return state, float(metrics['loss'])
 
-    compile_cells(batches, len(rows), update, initial_state(params, step.optimizer))
-    state = initial_state(params, step.optimizer)
+    compile_cells(batches, len(rows), update, step.initial_state(params))
+    state = step.initial_state(params)
     clock, losses = w.Clock(), []
     for n in range(len(rows)):
       state, loss = update(state, n)

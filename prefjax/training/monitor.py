@@ -10,18 +10,9 @@ from jaxtyping import Int
 import numpy as np
 
 from prefjax.models.config import DecoderConfig
+from prefjax.training import chips
 from prefjax.types import PreferenceBatch
 
-# Dense matmul peaks in FLOP/s at bfloat16, from the makers' data sheets.
-_PEAKS = {
-  'TPU v4': 275e12,
-  'TPU v5 lite': 197e12,
-  'TPU v5': 459e12,
-  'TPU v6 lite': 918e12,
-  'NVIDIA A100': 312e12,
-  'NVIDIA H100': 989e12,
-  'NVIDIA H200': 989e12,
-}
 _COMPILED = '/jax/core/compile/backend_compile_duration'
 
 
@@ -85,12 +76,8 @@ def forward_flops(
 
 def peak_flops(dtype: str) -> float:
   """The matmul peak of all devices together, FLOP/s: known, or measured here."""
-  device = jax.devices()[0]
-  # The longest matching name counts: `TPU v5 lite` is no `TPU v5`.
-  for kind in sorted(_PEAKS, key=len, reverse=True):
-    if device.device_kind.startswith(kind):
-      return jax.device_count() * _PEAKS[kind]
-  return jax.device_count() * _measured(dtype)
+  chip = chips.of(jax.devices()[0].device_kind)
+  return jax.device_count() * (_measured(dtype) if chip is None else chip.flops)
 
 
 def _measured(dtype: str, size: int = 1024, repeats: int = 3) -> float:
