@@ -25,7 +25,12 @@ RUNS = {
     '--config.train.eval_every=40',
     '--config.optimizer.learning_rate=1e-5',
   ),
-  'grpo': ('--config=tests/experiments/busy.py', '--config.train.iterations=8'),
+  'grpo': (
+    '--config=tests/experiments/busy.py',
+    '--config.train.iterations=8',
+    '--config.memory.optimizer=host',
+    '--config.memory.reference=host',
+  ),
 }
 SEEN = {'dpo': 12, 'grpo': 3}  # lines of metrics before a run is disturbed
 LIMIT = 240  # seconds of one start
