@@ -19,6 +19,7 @@ from prefjax.training import determinism, monitor
 from prefjax.training.checkpoints import Checkpoints
 from prefjax.training.files import fingerprint, locked
 from prefjax.training.loop import Loop
+from prefjax.training.mesh import place
 from prefjax.training.metrics import PhaseClock
 from prefjax.training.workdir import PLACES, Run, open_run
 
@@ -94,6 +95,7 @@ def train(
   initial = build.initial_params(config, model, mesh)
   if run.finished:
     return final_params(run.folder, initial), tokenizer
+  initial = place(initial, mesh, memory=config['memory']['reference'])
   loop = Loop(
     step=build.step(config, model, mesh),
     batches=train,
