@@ -3,7 +3,8 @@
   python -m benchmarks.accelerator [--tiny]
 
 Prints a JSON line a layout and attention, and one for sampling: the median of several
-calls, and its share of the bound by the data sheet. `--tiny` is for any machine, where
+calls, and its share of the bound by the data sheet: of a step, of the FLOPs that it
+needs, a shared prompt counted once in both layouts. `--tiny` is for any machine, where
 there is no data sheet and no share. Random weights and tokens, every row full.
 """
 

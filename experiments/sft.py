@@ -51,7 +51,7 @@ def opened(config: Config, workdir: Path) -> Run:
       'backend': jax.default_backend(),
       'kinds': sorted({device.device_kind for device in devices}),
       'count': len(devices),
-      'deterministic': determinism.holds(),
+      **({} if determinism.holds() else {'deterministic': False}),
     },
     fingerprints={'data': corpus.source_fingerprint(config)},
   )
@@ -59,8 +59,8 @@ def opened(config: Config, workdir: Path) -> Run:
     print(f'warning: {warning}')
   if not determinism.holds():
     print(
-      'warning: XLA_FLAGS turns deterministic operations off; made again, this run '
-      'ends with other bits.'
+      'warning: deterministic operations are off: made again, this run ends with '
+      'other bits. XLA_FLAGS=--xla_gpu_deterministic_ops=true turns them on.'
     )
   return run
 

@@ -234,7 +234,7 @@ def step(
     mesh=mesh,
     want=('entropy',) if config['log']['entropy'] else (),
     frozen=frozen,
-    moments=config['memory']['optimizer'],
+    moments=memory(config)['optimizer'],
   )
 
 

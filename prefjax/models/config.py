@@ -88,10 +88,10 @@ class DecoderConfig:
         'model.attention=cudnn computes in model.dtype=bfloat16 and has no soft-cap, '
         f'got {self.dtype!r} and model.attention_soft_cap={self.attention_soft_cap}.'
       )
-    if self.head_dim % 8:
+    if self.head_dim % 8 or self.head_dim > 256:
       raise InputError(
-        'model.attention=cudnn needs model.head_dim to be a multiple of 8, got '
-        f'{self.head_dim}.'
+        'model.attention=cudnn needs model.head_dim to be a multiple of 8, at most 256 '
+        f'(128 on chips before Hopper), got {self.head_dim}.'
       )
 
   @property

@@ -26,6 +26,7 @@ import numpy as np
 from orbax.checkpoint import v1 as ocp
 
 from prefjax.errors import InputError
+from prefjax.models.sharding import MEMORIES
 from prefjax.training import integrity
 
 _LOG = logging.getLogger(__name__)
@@ -277,7 +278,12 @@ def _stored(leaf):
   """What orbax is given: no empty arrays (it refuses them), no scalars."""
   if np.size(leaf) == 0:
     return None
-  return leaf if isinstance(leaf, jax.Array) else np.array(leaf)
+  if not isinstance(leaf, jax.Array):
+    return np.array(leaf)
+  if leaf.sharding.memory_kind == MEMORIES['host']:
+    # Orbax writes these from where they are, and the next update is given them.
+    return jax.device_put(leaf, leaf.sharding, may_alias=False)
+  return leaf
 
 
 def _wanted(leaf):

@@ -20,14 +20,15 @@ TPUS = {
   'v6e': Chip(918e12, 32 * 2**30, 1640e9, 448e9),
 }
 
-# What jax calls their devices; NVIDIA's data sheets, of the boards with SXM sockets.
+# What jax calls their devices; NVIDIA's data sheets, of the boards with these names.
 _KINDS = {
   'TPU v4': TPUS['v4'],
   'TPU v5 lite': TPUS['v5e'],
   'TPU v5': TPUS['v5p'],
   'TPU v6 lite': TPUS['v6e'],
-  'NVIDIA A100': Chip(312e12, 80e9, 2039e9, 300e9),
-  'NVIDIA H100': Chip(989e12, 80e9, 3350e9, 450e9),
+  'NVIDIA A100-SXM4-40GB': Chip(312e12, 40e9, 1555e9, 300e9),
+  'NVIDIA A100-SXM4-80GB': Chip(312e12, 80e9, 2039e9, 300e9),
+  'NVIDIA H100 80GB HBM3': Chip(989e12, 80e9, 3350e9, 450e9),
   'NVIDIA H200': Chip(989e12, 141e9, 4800e9, 450e9),
 }
 

@@ -9,7 +9,6 @@ import time
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from prefjax.data.pipeline import Batches
 from prefjax.errors import InputError, Preempted
@@ -107,7 +106,7 @@ class Loop:
     with self.clock('checkpoint'):
       state = {'policy': self.step.initial_state(params)}
       if self.moving is not None:
-        state['reference'] = self._waiting(jax.tree.map(jnp.copy, params))
+        state['reference'] = self._waiting(params)
       if self.step.mesh is not None:
         self.say(placement(state['policy']['params'], self.step.mesh))
       going_on = f'{self.description}: going on from step'

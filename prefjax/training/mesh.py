@@ -199,11 +199,11 @@ class Jitted:
 
   def shapes(self, *args: Any) -> Any:
     """The shapes of the outputs, where they lie."""
-    if self._mesh is None:
-      return laid(jax.eval_shape(self._function, *args), None)
     with under(self._mesh):
       found, where = self._placement(args)
-    return laid(found, self._mesh, lambda *_: where)
+    return jax.tree.map(
+      lambda x, at: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at), found, where
+    )
 
   def _of(self, args):
     if self._jitted is None:
@@ -216,7 +216,11 @@ class Jitted:
   def _placement(self, args):
     """The outputs' shapes, and where they lie."""
     traced = jax.jit(self._function).trace(*args)
-    where = self._where(traced.out_info, self._mesh)
+    if self._mesh is None:
+      here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+      where = jax.tree.map(lambda x: here, traced.out_info)
+    else:
+      where = self._where(traced.out_info, self._mesh)
     leaves, tree = jax.tree.flatten(where)
     host = [x.memory_space == jax.memory.Space.Host for x in traced.jaxpr.out_avals]
     return traced.out_info, tree.unflatten(

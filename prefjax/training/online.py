@@ -146,7 +146,7 @@ class OnlineLoop:
         self._process_reference = self._waiting(self.process.params)
       reference = params if self.reference is None else self.reference
       if self.plan.refresh_every:
-        state['reference'] = self._waiting(jax.tree.map(jnp.copy, reference))
+        state['reference'] = self._waiting(reference)
       else:
         self._reference = self._waiting(reference)
       state['carry'] = self.carry

@@ -20,6 +20,9 @@ from prefjax.types import Head, Mean, Outputs, PreferenceBatch
 State = dict[str, Any]  # {'params', 'optimizer', 'step'}: nested dicts of arrays
 Hyper = Mapping[str, Mapping[str, Any]]
 
+# Zeros read none of their arguments, which yet say on what device they lie.
+_READ_NOTHING = {'keep_unused': True}
+
 
 def hyper(
   objective: Objective, optimizer: Optimizer, temperature: float = 1.0
@@ -197,7 +200,7 @@ class Step:
       params = jax.tree.map(jnp.copy, params)
       return {
         'params': params,
-        'optimizer': self._waiting(self.optimizer.build().init(params)),
+        'optimizer': self._put_away(self.optimizer.build().init(params)),
         'step': jnp.zeros((), jnp.int32),
       }
 
@@ -219,8 +222,7 @@ class Step:
       shapes = jax.eval_shape(self._gradient, frozen, params, batch, weight, hyper)
       return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
 
-    # Zeros read none of the arguments, which yet say on what device they lie.
-    return self._jit(start, keep_unused=True)
+    return self._jit(start, **_READ_NOTHING)
 
   @_program
   def _accumulate(self) -> Callable:
@@ -285,7 +287,7 @@ class Step:
     def zeros(params):
       return jax.tree.map(lambda x: _wide(jnp.zeros_like(x)), params)
 
-    return self._jit(zeros)
+    return self._jit(zeros, **_READ_NOTHING)
 
   @_program
   def _pull(self) -> Callable:
@@ -344,12 +346,12 @@ class Step:
     }
     new = {
       'params': optax.apply_updates(state['params'], updates),
-      'optimizer': self._waiting(inner),
+      'optimizer': self._put_away(inner),
       'step': state['step'] + 1,
     }
     return new, metrics
 
-  def _waiting(self, moments):
+  def _put_away(self, moments):
     """Moments in the memory where they wait for the next update."""
     return sharding.to_host_memory(moments) if self.moments == 'host' else moments
 

@@ -17,12 +17,12 @@ from prefjax.training.files import jsonable, temporary, write_json
 
 _CONFIG = 'config.json'
 _DONE = 'DONE'
-PLACES = ('mesh', 'memory')  # in a config: they change a run to float tolerance alone
+PLACES = ('mesh', 'memory')  # in a config: where a run computes, not what
 _PARTS = ('config', 'environment', 'fingerprints')
 # Other bits of the same arithmetic: XLA divides its reductions by the number of
 # cores, and every version of these compiles to its own order of operations.
 _PACKAGES = ('jax', 'jaxlib', 'flax', 'optax')
-_DECIDES_BITS = (*_PACKAGES, 'usable_cores', 'devices', 'git', 'mesh')
+_DECIDES_BITS = (*_PACKAGES, 'usable_cores', 'devices', 'git', *PLACES)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,7 +93,8 @@ def _opened(workdir, values, resume_ok):
   stored = _read_config(path)
   _refuse_other_run(workdir, asked, stored)
   here, there = (
-    {**x['environment'], 'mesh': x['config'].get('mesh')} for x in (asked, stored)
+    x['environment'] | {place: x['config'].get(place) for place in PLACES}
+    for x in (asked, stored)
   )
   warnings = _environment_warnings(here, there)
   return {'resumed': True, 'warnings': warnings}

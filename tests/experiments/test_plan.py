@@ -1,9 +1,12 @@
 """Plans for devices that are not here, and every loop on a mesh of all axes."""
 
+import jax
 import pytest
 
 from experiments import plan as planning
 from experiments import points
+from prefjax.training.loop import Loop
+from prefjax.training.online import OnlineLoop
 
 SENTIMENT = '--config=experiments/configs/dpo/sentiment.py:smoke'
 ARITHMETIC = '--config=experiments/configs/grpo/arithmetic.py:smoke'
@@ -115,7 +118,17 @@ def test_a_mesh_that_does_not_divide_is_refused(command, tmp_path):
     ('grpo', 'grpo/arithmetic.py:ppo,smoke'),
   ],
 )
-def test_every_loop_runs_on_a_mesh_of_all_axes(command, cache, tmp_path, name, config):
+def test_every_loop_runs_on_a_mesh_of_all_axes(
+  command, cache, tmp_path, monkeypatch, name, config
+):
+  begun = set()
+  for loop in (Loop, OnlineLoop):
+
+    def run(self, params, run=loop.run):
+      begun.update(leaf.sharding.memory_kind for leaf in jax.tree.leaves(params))
+      return run(self, params)
+
+    monkeypatch.setattr(loop, 'run', run)
   result = command(
     name,
     f'--config=experiments/configs/{config}',
@@ -127,3 +140,4 @@ def test_every_loop_runs_on_a_mesh_of_all_axes(command, cache, tmp_path, name, c
   )
   assert result.code == 0, result.err
   assert 'a device on data 2, fsdp 2, tensor 2; whole on each: ' in result.out
+  assert begun == {'pinned_host'}

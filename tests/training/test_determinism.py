@@ -1,5 +1,6 @@
 """What is asked of XLA for the same bits, and what is said where it was not."""
 
+import os
 import subprocess
 import sys
 
@@ -42,12 +43,18 @@ def test_bits_hold_on_a_gpu_only_where_it_was_asked(monkeypatch, backend, flags,
   assert determinism.holds(backend) == holds
 
 
-def test_xla_knows_what_it_is_asked():
+def test_experiments_ask_and_xla_knows_what_it_is_asked(tmp_path):
   code = (
-    'from prefjax.training import determinism; determinism.ask()\n'
-    'import jax; print(jax.numpy.zeros(3).sum())'
+    'import os, pathlib, sys\n'
+    'from experiments.parts import launch\n'
+    'launch.configure_jax(pathlib.Path(sys.argv[1]))\n'
+    'import jax; print(jax.numpy.zeros(3).sum(), os.environ["XLA_FLAGS"])'
   )
   done = subprocess.run(
-    [sys.executable, '-c', code], capture_output=True, text=True, check=False
+    [sys.executable, '-c', code, str(tmp_path)],
+    env={name: value for name, value in os.environ.items() if name != 'XLA_FLAGS'},
+    capture_output=True,
+    text=True,
+    check=False,
   )
-  assert done.stdout == '0.0\n', done.stderr
+  assert done.stdout == f'0.0 {ON}\n', done.stderr

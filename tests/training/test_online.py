@@ -154,13 +154,28 @@ def test_every_update_is_made_and_logged(tmp_path):
 
 @pytest.mark.parametrize('name', ['grpo', 'prime'])
 @pytest.mark.parametrize('refresh_every', [0, 2])
-def test_references_may_wait_in_the_memory_of_the_host(tmp_path, name, refresh_every):
+def test_references_may_wait_in_the_memory_of_the_host(
+  tmp_path, monkeypatch, name, refresh_every
+):
   plan = dataclasses.replace(BUSY, refresh_every=refresh_every)
-  runs = {}
-  for memory in ('host', 'device'):
+  kept, waiting = {'host': [], 'device': []}, OnlineLoop._waiting
+
+  def seen(self, reference):
+    kept[self.reference_memory].append(waiting(self, reference))
+    return kept[self.reference_memory][-1]
+
+  monkeypatch.setattr(OnlineLoop, '_waiting', seen)
+  runs = []
+  for memory in kept:
     loop = make(tmp_path / memory, name, plan=plan, reference_memory=memory)
-    runs[memory] = (bits(loop.run(tiny.bag_params())[0]), lasting(tmp_path / memory))
-  assert runs['host'] == runs['device']
+    runs.append((bits(loop.run(tiny.bag_params())[0]), lasting(tmp_path / memory)))
+  assert runs[0] == runs[1]
+  for memory, kind in (('host', 'pinned_host'), ('device', 'device')):
+    # The first, PRIME's, and one for each time that the policy became the reference.
+    count = 1 + (name == 'prime') + (2 if refresh_every else 0)
+    assert len(kept[memory]) == count
+    leaves = jax.tree.leaves(kept[memory])
+    assert {leaf.sharding.memory_kind for leaf in leaves} == {kind}
 
 
 @pytest.mark.slow

@@ -355,6 +355,18 @@ def test_steps_that_differ_otherwise_share_nothing(other):
   assert with_numbers()._fused is not other._fused
 
 
+def test_what_couples_a_batch_compiles_once_a_cell():
+  jax.clear_caches()  # steps of one kind share their programs
+  step = Step(tiny.bag_forward, tiny.objective('aot'), ADAMW, chunk=5)
+  batches = same_cells(tiny.batch(), [0, 1, 2, 3], [4, 5, 6, 7])
+  state = step.initial_state(tiny.bag_params())
+  numbers = hyper(step.objective, step.optimizer)
+  for _ in range(3):
+    state, _ = step.update(state, batches, numbers)
+  sizes = dict(_zeros=1, _score=1, _slopes=1, _pull=1, _apply=1)
+  assert sizes == {name: getattr(step, name)._cache_size() for name in sizes}
+
+
 def test_each_function_compiles_once_a_cell():
   jax.clear_caches()  # steps of one kind share their programs
   step = Step(tiny.bag_forward, tiny.objective('dpo'), ADAMW, chunk=5)
