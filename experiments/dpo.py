@@ -145,10 +145,10 @@ def check_step_zero(setting: Setting, say: Say) -> None:
 
 def set_aside(config: Config, setting: Setting) -> Setting:
   """The setting with its reference where it waits while the policy is trained."""
+  if setting.trained.lora is not None:
+    return setting  # the base of adapters, which every update reads
   memory, mesh = config['memory']['reference'], setting.step.mesh
   reference = place(setting.reference, mesh, memory=memory)
-  if setting.trained.lora is not None:
-    return setting._replace(reference=reference)
   trained = setting.trained._replace(params=reference)
   return setting._replace(reference=reference, trained=trained)
 

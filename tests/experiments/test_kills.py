@@ -18,6 +18,7 @@ import sys
 import time
 
 import numpy as np
+from own_process import environment
 import pytest
 from test_runs import lasting
 
@@ -92,8 +93,6 @@ def models_of(run: Path) -> dict:
 @contextlib.contextmanager
 def started(folder: Path, name: str) -> Iterator[subprocess.Popen]:
   """A run, which does not outlive the block."""
-  environment = {k: v for k, v in os.environ.items() if k != 'XLA_FLAGS'}
-  environment['PYTHONPATH'] = str(Path(__file__).parent)  # of busy.py's verifier
   process = subprocess.Popen(
     [
       sys.executable,
@@ -103,7 +102,7 @@ def started(folder: Path, name: str) -> Iterator[subprocess.Popen]:
       f'--workdir={folder / "run"}',
       f'--cache={folder / "cache"}',
     ],
-    env=environment | {'JAX_PLATFORMS': 'cpu'},
+    env=environment(PYTHONPATH=str(Path(__file__).parent)),  # of busy.py's verifier
     stdout=subprocess.PIPE,
     stderr=subprocess.STDOUT,
     text=True,

@@ -11,6 +11,7 @@ import sys
 import time
 
 import numpy as np
+from own_process import environment
 import pytest
 from test_runs import lasting
 
@@ -47,13 +48,11 @@ def free_port() -> int:
 
 def start(folder: Path, name: str, *flags: str, processes=2) -> list[subprocess.Popen]:
   """A run of `processes` with eight devices together."""
-  environment = {k: v for k, v in os.environ.items() if k != 'XLA_FLAGS'}
-  environment |= {
-    'JAX_PLATFORMS': 'cpu',
-    'JAX_NUM_CPU_DEVICES': str(8 // processes),
-    'NPROC': '64',
-    'PYTHONPATH': f'{Path(__file__).parent}{os.pathsep}{os.getcwd()}',
-  }
+  own = environment(
+    JAX_NUM_CPU_DEVICES=str(8 // processes),
+    NPROC='64',
+    PYTHONPATH=f'{Path(__file__).parent}{os.pathsep}{os.getcwd()}',
+  )
   port = free_port()
   joined = [f'--coordinator=127.0.0.1:{port}', f'--num_processes={processes}']
   return [
@@ -69,7 +68,7 @@ def start(folder: Path, name: str, *flags: str, processes=2) -> list[subprocess.
         *flags,
         *([*joined, f'--process_id={i}'] if processes > 1 else ['--num_processes=1']),
       ],
-      env=environment,
+      env=own,
       stdout=subprocess.PIPE,
       stderr=subprocess.STDOUT,
       text=True,

@@ -1,12 +1,12 @@
 """What a sweep runs, tells and shares, and what it takes up again."""
 
 import json
-import os
 import subprocess
 import sys
 import time
 
 from optuna.trial import TrialState
+from own_process import environment
 import pytest
 import told
 
@@ -238,12 +238,6 @@ def test_a_trial_that_ends_every_worker_is_left(tmp_path):
 # Whole ----------------------------------------------------------------------------
 
 BETA = 'experiments/configs/dpo/ablations/beta.py:smoke'
-
-
-def environment():
-  return {k: v for k, v in os.environ.items() if k != 'XLA_FLAGS'} | {
-    'JAX_PLATFORMS': 'cpu'
-  }
 
 
 def start(folder):

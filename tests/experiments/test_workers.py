@@ -12,9 +12,10 @@ import sys
 import tempfile
 import time
 
+from own_process import environment
 import psycopg
 import pytest
-from test_sweep import environment, listed
+from test_sweep import listed
 
 from prefjax.evaluation import runs
 
@@ -96,7 +97,7 @@ def start(tmp_path):
           *(f'--workdir={tmp_path}/sweep', f'--cache={tmp_path}/cache'),
           *('--heartbeat=1', *flags),
         ],
-        env=environment() | {'PYTHONPATH': path},
+        env=environment(PYTHONPATH=path),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
