@@ -10,7 +10,9 @@ one number.
 Scale: the papers add noise to IMDb and HH; ours turns round a share of the labels of a
 miniature, which are Bradley-Terry draws and so noisy already.
 
-Ours: not yet run.
+Ours: a fifth of the labels turned costs each loss 0.01 to 0.03 of its accuracy and a
+third of its true reward: rDPO keeps 0.68 of it, DPO 0.66, cDPO 0.64, IPO 0.63. None
+stands out; they differ in how far they go, rDPO furthest and IPO least.
 
 Variants: `smoke`; `paper`, the settings of dpo/hh.py.
 """
