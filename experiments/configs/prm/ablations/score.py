@@ -9,9 +9,9 @@ reference and 50.6 without it (Table 5).
 Scale: Llama-3.1-8B on 33,000 instructions of UltraInteract, judged on MATH-500; ours a
 model of 0.4 million parameters on sums.
 
-Ours: with the reference the ways are alike of four candidates, 0.45 to 0.46, but for the
-last step alone (0.43); without it all choose better, of four (0.49 to 0.54) as of 64: the
-policy's own log-prob, which the reference takes out, is what chooses best here.
+Ours: with the reference the ways are alike of four candidates, 0.45 to 0.46, but for
+the last step alone (0.43); without it all choose better, of four (0.49 to 0.54) as of
+64: the policy's own log-prob, which the reference takes out, is what chooses best here.
 Accumulated log-probs only fall, so that their least is their last.
 
 Variants: `smoke`; `paper`, the settings of prm/ultrainteract.py.
