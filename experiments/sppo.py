@@ -20,6 +20,7 @@ from experiments.parts import (
   head_to_head,
   launch,
   oracles,
+  picks,
   self_play,
 )
 from experiments.parts.build import Config
@@ -76,9 +77,9 @@ def validate(config: Config) -> None:
         raise InputError(
           f'{block}.{key} must be at least {fewest}, got {config[block][key]}.'
         )
-  if options['use'] not in self_play.USES:
+  if options['use'] not in picks.USES:
     raise InputError(
-      f'self_play.use must be one of {list(self_play.USES)}, got {options["use"]!r}.'
+      f'self_play.use must be one of {list(picks.USES)}, got {options["use"]!r}.'
     )
   self_play.controls(config)
   for source in (config['oracle']['source'], config['evaluation']['oracle']):

@@ -15,14 +15,13 @@ import jax
 import numpy as np
 
 from experiments import dpo, sft
-from experiments.parts import build
+from experiments.parts import build, picks
 from experiments.parts.adapted import Trained
 from experiments.parts.build import Config, Model
 from experiments.parts.corpus import Split
 from prefjax.data import prepare
 from prefjax.data.mismatched import mismatched
 from prefjax.data.questions import Question
-from prefjax.data.records import Pair, Record
 from prefjax.data.tokenizers import Tokenizer
 from prefjax.errors import InputError
 from prefjax.rewards import oracles, wins
@@ -40,7 +39,6 @@ from prefjax.training.metrics import PhaseClock
 from prefjax.training.step import Step
 
 Rows = list[dict[str, Any]]
-USES = ('best_and_worst', 'all')
 
 # Purposes of noise, so that no two draws of a run share any.
 _TRAIN, _HELD_OUT = 5, 6
@@ -176,7 +174,7 @@ class SelfPlay:
   def _picked(self, path, rows, compared):
     options = self.config['self_play']
     used = wins.as_used(compared, self.config['oracle']['win_rate'])
-    picked = list(picks(rows, used, options['use'], soft=options['soft_pairs']))
+    picked = list(picks.records(rows, used, options['use'], soft=options['soft_pairs']))
     write(path, map(dataclasses.asdict, picked))
     self.say(f'picks: {len(picked)} of {len(rows)} prompts')
     return picked
@@ -259,37 +257,6 @@ def asked(
     )
   except InputError as error:
     raise InputError(f'{error} The responses are the lines of {path}.') from error
-
-
-def picks(rows: Rows, compared: wins.Wins, use: str, *, soft: bool) -> Iterator[Record]:
-  """What is trained on: responses of a prompt with their win rates, and pairs.
-
-  Of `best_and_worst` a prompt has two responses and one pair; it is left out where all
-  win rates are equal. Of `all` it has its K responses and every pair that the oracle
-  does not call even. Pairs are certain, as iterative DPO has them, or, where `soft`,
-  have the oracle's own chance.
-  """
-  rates = wins.win_rates(compared)
-  for row, matrix, rate, pick in zip(
-    rows, compared, rates, zip(*wins.best_and_worst(rates), strict=True), strict=True
-  ):
-    if use == 'all':
-      chosen, rejected = np.nonzero(matrix > 0.5)
-      kept = range(len(rate))
-    else:
-      best, worst, tied = pick
-      if tied:
-        continue
-      chosen, rejected, kept = [0], [1], [best, worst]
-    yield Record(
-      prompt=row['prompt'],
-      responses=tuple(row['responses'][k] for k in kept),
-      pairs=tuple(
-        Pair(int(c), int(r), float(matrix[kept[c], kept[r]]) if soft else 1.0)
-        for c, r in zip(chosen, rejected, strict=True)
-      ),
-      win_rates=tuple(float(rate[k]) for k in kept),
-    )
 
 
 def write(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from experiments import sppo
-from experiments.parts import self_play
+from experiments.parts import picks, self_play
 from experiments.parts.corpus import Split
 from experiments.parts.rollouts import Asked
 from experiments.sft import final_params
@@ -30,7 +30,7 @@ WINS = np.array([[[0.5, 0.2, 0.4], [0.8, 0.5, 0.9], [0.6, 0.1, 0.5]]])
 
 
 def picked(wins=WINS, use='best_and_worst', soft=False):
-  return list(self_play.picks([ROW] * len(wins), wins, use, soft=soft))
+  return list(picks.records([ROW] * len(wins), wins, use, soft=soft))
 
 
 @pytest.mark.parametrize(('soft', 'preference'), [(False, 1.0), (True, 0.8)])
@@ -62,7 +62,7 @@ def test_sppos_targets_at_two_and_five_sure_responses():
   for k, largest in ((2, 0.25), (5, 0.4)):
     order = 0.5 + 0.5 * np.sign(np.subtract.outer(np.arange(k), np.arange(k)))
     rows = [{'prompt': 'p', 'responses': list('abcde'[:k])}]
-    (record,) = self_play.picks(rows, order[None], 'best_and_worst', soft=False)
+    (record,) = picks.records(rows, order[None], 'best_and_worst', soft=False)
     assert [rate - 0.5 for rate in record.win_rates] == pytest.approx(
       [largest, -largest]
     )

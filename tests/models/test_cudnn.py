@@ -10,10 +10,12 @@ import pytest
 import tiny
 
 from prefjax.errors import InputError
+from prefjax.models import decoder
 from prefjax.models.attention import dense
 from prefjax.models.config import create
 from prefjax.models.cudnn import cudnn
 from prefjax.models.decoder import right_padded
+from prefjax.rollout.sampler import DecoderSampler, collect
 from prefjax.training import mesh as meshes
 
 B, T, N, M, H = 8, 25, 4, 2, 16  # an odd length, which cuDNN alone does not take
@@ -83,6 +85,23 @@ def test_a_step_is_lowered_to_the_kernel_and_its_gradient(monkeypatch):
   assert '__cudnn$fmhaSoftmax(' in text
   assert '__cudnn$fmhaSoftmaxBackward(' in text
   assert 'PADDING_CAUSAL' in text
+
+
+def test_what_is_sampled_needs_no_gpu():
+  drawn = []
+  for attention in ('cudnn', 'blocked'):
+    model = tiny.config(**(MODEL | dict(attention=attention)))
+    graph, _ = decoder.create(model)
+    args = (np.array([[0, 3, 5], [7, 2, 4]], np.int32), np.array([2, 3], np.int32))
+    stream = DecoderSampler(graph=graph, stop_ids=()).stream(
+      tiny.params(**MODEL),
+      *args,
+      jax.random.split(jax.random.key(0), 2),
+      num_responses=2,
+      max_tokens=4,
+    )
+    drawn.append(collect(stream).tokens)
+  np.testing.assert_array_equal(*drawn)
 
 
 @pytest.mark.skipif(jax.default_backend() != 'gpu', reason='needs a GPU')
